@@ -1,0 +1,20 @@
+"""VCMamba (arXiv 2509.04669) for the OpenMMLab ecosystem.
+
+Importing this package registers the backbone ``VCMamba`` and the neck
+``NormGlobalAveragePooling`` in MMEngine's root registry. What needs
+mmpretrain is in :mod:`vcmamba_mm.classification`.
+"""
+try:
+    import mmcv  # noqa: F401
+    import mmengine  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        f'vcmamba_mm needs {error.name}: install one of the two stacks, '
+        '`pip install "vcmamba-mmlab[onedl]"` (current PyTorch) or '
+        '`pip install "vcmamba-mmlab[openmmlab]"` (PyTorch <= 2.4, compiled '
+        'mmcv)') from error
+
+from .models import NormGlobalAveragePooling, VCMamba
+from .version import __version__
+
+__all__ = ['NormGlobalAveragePooling', 'VCMamba', '__version__']

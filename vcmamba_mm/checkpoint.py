@@ -1,0 +1,323 @@
+"""Checkpoints: safe reading, and the released key names against ours.
+
+Two layouts are read: those MMEngine writes, and the files of the authors'
+release, ``dict(model=..., model_ema=..., args=argparse.Namespace(...), ...)``.
+"""
+import argparse
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.fileio import get_local_path
+from mmengine.logging import HistoryBuffer, print_log
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+StateDict = dict[str, Tensor]
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, or does not fit the model."""
+
+
+# --------------------------------------------------------------- safe reading
+
+
+def _history_buffer_method(owner: type, name: str) -> Callable:
+    """All that the ``getattr`` in a pickled ``HistoryBuffer`` is needed for.
+
+    MMEngine's checkpoints refer to the methods min, max, mean and current.
+    """
+    if owner is HistoryBuffer and name in ('min', 'max', 'mean', 'current'):
+        return getattr(owner, name)
+    raise pickle.UnpicklingError(f'Unsupported getattr of {name!r}')
+
+
+# The name under which the unpickler will look it up.
+_history_buffer_method.__module__ = 'builtins'
+_history_buffer_method.__qualname__ = 'getattr'
+_history_buffer_method.__name__ = 'getattr'
+
+
+def _safe_globals() -> list:
+    """Everything besides tensors that a checkpoint may refer to by name."""
+    multiarray = getattr(np, '_core', None) or np.core
+    return [
+        argparse.Namespace,  # the release's `args`
+        HistoryBuffer,  # the rest: MMEngine's logged scalars
+        _history_buffer_method,
+        multiarray.multiarray._reconstruct,
+        multiarray.multiarray.scalar,
+        np.ndarray,
+        np.dtype,
+        *(type(np.dtype(t)) for t in ('f4', 'f8', 'i4', 'i8', 'u4'))
+    ]
+
+
+def read_checkpoint(path: str | os.PathLike,
+                    map_location: str | torch.device = 'cpu') -> dict:
+    """Read a checkpoint without running any code it may hold.
+
+    Args:
+        path: A file, or a URL of any kind that MMEngine reads.
+        map_location: As in :func:`torch.load`.
+
+    Returns:
+        dict: What was saved.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        CheckpointError: If the file is truncated, is no checkpoint, or would
+            run code.
+    """
+    torch.serialization.add_safe_globals(_safe_globals())
+    with get_local_path(str(path)) as local:
+        if not os.path.isfile(local):
+            raise FileNotFoundError(f'checkpoint {path} does not exist')
+        try:
+            checkpoint = torch.load(
+                local, map_location=map_location, weights_only=True)
+        except pickle.UnpicklingError as error:
+            refused = re.search(r'Unsupported[^\n]*|GLOBAL \S+', str(error))
+            if refused:
+                raise CheckpointError(
+                    f'checkpoint {path} was refused, it could run code when '
+                    f'read ({refused.group().strip()}): take weights from '
+                    'somebody you trust, saved as tensors') from None
+            raise CheckpointError(_damaged(path)) from error
+        except (RuntimeError, EOFError, zipfile.BadZipFile) as error:
+            raise CheckpointError(_damaged(path)) from error
+    if not isinstance(checkpoint, dict):
+        raise CheckpointError(f'checkpoint {path} holds a '
+                              f'{type(checkpoint).__name__}, not a dict')
+    return checkpoint
+
+
+def _damaged(path: str | os.PathLike) -> str:
+    return (f'checkpoint {path} is truncated, damaged, or not a PyTorch '
+            'checkpoint: copy or download it again')
+
+
+def write_checkpoint(checkpoint: dict, path: str | os.PathLike) -> None:
+    """Save under a temporary name, then rename: all of it or nothing."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        torch.save(checkpoint, temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# ------------------------------------------------------- released key <-> ours
+
+# Prefixes (ours, released); inside one table the first match wins.
+_MODEL_NAMES = (
+    ('backbone.pos_embed', 'pos_embed'),
+    ('backbone.stem.', 'patch_embed.'),
+    ('neck.norm.', 'norm.'),
+    ('head.fc.', 'head.'),
+    ('head.fc_dist.', 'dist_head.'),
+)
+_DOWNSAMPLE_NAMES = (('0.', 'proj.'), ('1.', 'norm.'))
+_BLOCK_NAMES = (
+    ('gamma', 'layer_scale_2'),
+    ('norm1.', 'norm.'),
+    ('norm2.', 'norm2.'),
+    ('ffn.fc1.', 'mlp.fc1.'),
+    ('ffn.norm1.', 'mlp.norm1.'),
+    ('ffn.dwconv.', 'mlp.mid.'),
+    ('ffn.norm2.', 'mlp.mid_norm.'),
+    ('ffn.fc2.', 'mlp.fc2.'),
+    ('ffn.norm3.', 'mlp.norm2.'),
+    ('mixer.in_proj.', 'mamba.in_conv.0.'),
+    ('mixer.in_norm.', 'mamba.in_conv.1.'),
+    ('mixer.dwconv.', 'mamba.conv2d.'),
+    ('mixer.x_proj.', 'mamba.x_proj.'),
+    ('mixer.dt_proj.', 'mamba.dt_proj.'),
+    ('mixer.A_log', 'mamba.A_log'),
+    ('mixer.D', 'mamba.D'),
+    ('mixer.direction_B', 'mamba.direction_Bs'),
+    ('mixer.norm.', 'mamba.norm.'),
+    ('mixer.out_proj.', 'mamba.out_conv.1.'),
+    ('mixer.out_norm.', 'mamba.out_conv.2.'),
+)
+
+
+def _replace_prefix(key: str, names: Iterable[tuple[str, str]], to: int) -> str:
+    """Swap the prefix of ``key``; ``to`` is 0 for ours, 1 for released."""
+    for pair in names:
+        old, new = pair[1 - to], pair[to]
+        # A prefix without a dot at its end is a whole key.
+        if key == old or (old.endswith('.') and key.startswith(old)):
+            return new + key[len(old):]
+    raise KeyError(key)
+
+
+def _key_to_ours(key: str) -> str:
+    match = re.match(r'network\.(\d+)\.(.*)', key)
+    if match is None:
+        return _replace_prefix(key, _MODEL_NAMES, to=0)
+    # network: stage 0, downsampling, stage 1, downsampling, ...
+    stage, is_downsample = divmod(int(match[1]), 2)
+    if is_downsample:
+        rest = _replace_prefix(match[2], _DOWNSAMPLE_NAMES, to=0)
+        return f'backbone.stages.{stage + 1}.downsample.{rest}'
+    block, rest = match[2].split('.', 1)
+    rest = _replace_prefix(rest, _BLOCK_NAMES, to=0)
+    return f'backbone.stages.{stage}.blocks.{block}.{rest}'
+
+
+def _key_to_released(key: str) -> str:
+    match = re.match(
+        r'backbone\.stages\.(\d+)\.(?:downsample|blocks\.(\d+))\.(.*)', key)
+    if match is None:
+        return _replace_prefix(key, _MODEL_NAMES, to=1)
+    stage, block, rest = int(match[1]), match[2], match[3]
+    if block is None:
+        rest = _replace_prefix(rest, _DOWNSAMPLE_NAMES, to=1)
+        return f'network.{2 * stage - 1}.{rest}'
+    rest = _replace_prefix(rest, _BLOCK_NAMES, to=1)
+    return f'network.{2 * stage}.{block}.{rest}'
+
+
+def _rename(state_dict: StateDict, rename: Callable[[str], str],
+            kind: str) -> StateDict:
+    renamed, unknown = {}, []
+    for key, value in state_dict.items():
+        try:
+            renamed[rename(key)] = value
+        except (KeyError, ValueError):
+            unknown.append(key)
+    if unknown:
+        raise CheckpointError(f'{len(unknown)} keys are not those of a '
+                              f'{kind} VCMamba classifier: {_some(unknown)}')
+    return renamed
+
+
+def from_released(state_dict: StateDict) -> StateDict:
+    """Rename the keys of a released state dict to a classifier's of ours."""
+    return _rename(state_dict, _key_to_ours, 'released')
+
+
+def to_released(state_dict: StateDict) -> StateDict:
+    """The inverse of :func:`from_released`."""
+    return _rename(state_dict, _key_to_released, 'vcmamba_mm')
+
+
+def is_released(state_dict: StateDict) -> bool:
+    """Whether the keys are the release's."""
+    return any(key.startswith(('patch_embed.', 'network.'))
+               for key in state_dict)
+
+
+def _some(names: Iterable[str], limit: int = 8) -> str:
+    names = sorted(names)
+    more = f' and {len(names) - limit} more' if len(names) > limit else ''
+    return ', '.join(names[:limit]) + more
+
+
+# --------------------------------------------------------------- state dicts
+
+
+def extract_state_dict(checkpoint: dict,
+                       source: str | os.PathLike,
+                       key: str = 'model') -> StateDict:
+    """Take the weights out of a checkpoint of either layout, in our names.
+
+    Args:
+        checkpoint: What :func:`read_checkpoint` returned.
+        source: Where it came from, for error messages.
+        key: Which weights of a released file: 'model' or 'model_ema'.
+
+    Raises:
+        CheckpointError: If there are no weights in it.
+    """
+    for name in ('state_dict', key):
+        if isinstance(checkpoint.get(name), dict):
+            state_dict = checkpoint[name]
+            break
+    else:
+        state_dict = checkpoint
+    state_dict = {k.removeprefix('module.'): v for k, v in state_dict.items()}
+    others = [k for k, v in state_dict.items() if not isinstance(v, Tensor)]
+    if others or not state_dict:
+        raise CheckpointError(
+            f"checkpoint {source} holds no weights under 'state_dict' or "
+            f'{key!r}; its entries are: {_some(map(str, checkpoint))}')
+    return from_released(state_dict) if is_released(state_dict) else state_dict
+
+
+def check_fit(module: nn.Module, state_dict: StateDict,
+              source: str | os.PathLike) -> None:
+    """Compare names and shapes before anything is loaded.
+
+    Position embeddings may come with another grid: the model resizes them.
+
+    Raises:
+        CheckpointError: If keys are missing or left over, or shapes differ;
+            it lists them.
+    """
+    own = module.state_dict()
+    missing, left_over = own.keys() - state_dict, state_dict.keys() - own
+    shapes = [
+        f'{k} {tuple(state_dict[k].shape)} for {tuple(v.shape)}'
+        for k, v in own.items() if k in state_dict
+        and (v.shape[:2] if k.endswith('pos_embed') else v.shape) !=
+        (state_dict[k].shape[:2]
+         if k.endswith('pos_embed') else state_dict[k].shape)
+    ]
+    problems = [
+        f'{what}: {_some(names)}'
+        for what, names in (('missing', missing), ('left over', left_over),
+                            ('of another shape', shapes)) if names
+    ]
+    if problems:
+        matched = len(own.keys() & state_dict.keys()) - len(shapes)
+        raise CheckpointError(
+            f'checkpoint {source} does not fit {type(module).__name__} '
+            f'({matched} of {len(own)} keys match). ' + '; '.join(problems))
+
+
+def init_from_pretrained(module: BaseModule, part: str) -> bool:
+    """Load ``init_cfg=dict(type='Pretrained', checkpoint=...)``, all or none.
+
+    Args:
+        module: Backbone or neck.
+        part: Its name in a whole model, the prefix its keys have there;
+            ``init_cfg['prefix']`` replaces it. A checkpoint without any such
+            key is taken for one of the module alone.
+
+    Returns:
+        bool: False, and nothing done, if ``init_cfg`` asks for no checkpoint.
+
+    Raises:
+        CheckpointError: If not every key fits.
+    """
+    init_cfgs = module.init_cfg or []
+    if isinstance(init_cfgs, dict):
+        init_cfgs = [init_cfgs]
+    pretrained = [c for c in init_cfgs if c['type'] == 'Pretrained']
+    if not pretrained:
+        return False
+    path = pretrained[0]['checkpoint']
+    prefix = pretrained[0].get('prefix', part).rstrip('.') + '.'
+    state_dict = extract_state_dict(read_checkpoint(path), path)
+    if any(k.startswith(prefix) for k in state_dict):
+        state_dict = {
+            k.removeprefix(prefix): v
+            for k, v in state_dict.items() if k.startswith(prefix)
+        }
+    check_fit(module, state_dict, path)
+    module.load_state_dict(state_dict)
+    print_log(
+        f'{type(module).__name__}: all {len(state_dict)} keys loaded from '
+        f'{path}',
+        logger='current')
+    return True

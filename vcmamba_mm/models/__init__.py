@@ -1,0 +1,5 @@
+from .mixer import MultiDirectionalMamba
+from .necks import NormGlobalAveragePooling
+from .vcmamba import VCMamba
+
+__all__ = ['MultiDirectionalMamba', 'NormGlobalAveragePooling', 'VCMamba']

@@ -1,0 +1,118 @@
+"""The token mixer of the MDM block."""
+import math
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from mmcv.cnn import build_norm_layer
+from torch import Tensor
+
+from ..ops import multi_directional_scan
+from ..ops.scan import BACKENDS, PARAM_ORDERS
+from ..ops.scan_paths import NUM_DIRECTIONS
+
+
+class MultiDirectionalMamba(nn.Module):
+    """Selective scan of a feature map along four snake paths.
+
+    1x1 conv -> norm -> depthwise conv -> SiLU -> scan -> LayerNorm -> ReLU
+    -> 1x1 conv -> norm (arXiv 2509.04669, fig. 2). Tokens stay channels-last,
+    (batch, height * width, channels), from the depthwise convolution to the
+    LayerNorm.
+
+    Args:
+        embed_dims: Channels in and out, C.
+        d_state: States per channel, N.
+        expand: Inner channels over ``embed_dims``; E = expand * C.
+        conv_size: Kernel of the depthwise convolution. The released weights
+            have 7; the paper's text says 3.
+        param_order: Whose delta, B and C a step of a path uses: those of its
+            own number in raster order ('raster', the released weights) or
+            those of the token it visits ('path', the paper's eq. 4).
+        dt_bias_scale: How often the bias of delta is added. The released
+            weights were trained with 2.
+        norm_cfg: Config of the norms after the two 1x1 convolutions.
+        backend: Scan backend, see :func:`vcmamba_mm.ops.available_backends`.
+
+    Raises:
+        ValueError: If ``param_order`` or ``backend`` is unknown, or
+            ``conv_size`` is even.
+    """
+
+    def __init__(self,
+                 embed_dims: int,
+                 d_state: int = 16,
+                 expand: int = 2,
+                 conv_size: int = 7,
+                 param_order: str = 'raster',
+                 dt_bias_scale: float = 2.0,
+                 norm_cfg: dict | None = None,
+                 backend: str = 'auto'):
+        super().__init__()
+        if param_order not in PARAM_ORDERS:
+            raise ValueError(f'mixer_cfg: param_order must be one of '
+                             f'{PARAM_ORDERS}, got {param_order!r}')
+        if backend not in ('auto', *BACKENDS):
+            raise ValueError(f'mixer_cfg: unknown scan backend {backend!r}: '
+                             f"choose 'auto' or one of {BACKENDS}")
+        if conv_size % 2 == 0:
+            raise ValueError('mixer_cfg: conv_size must be odd to keep the '
+                             f'size of the map, got {conv_size}')
+        norm_cfg = norm_cfg or dict(type='BN')
+        inner_dims = expand * embed_dims
+        dt_rank = math.ceil(embed_dims / 16)
+        self.param_order = param_order
+        self.dt_bias_scale = dt_bias_scale
+        self.backend = backend
+
+        self.in_proj = nn.Conv2d(embed_dims, inner_dims, 1)
+        self.in_norm = build_norm_layer(norm_cfg, inner_dims)[1]
+        self.dwconv = nn.Conv2d(
+            inner_dims,
+            inner_dims,
+            conv_size,
+            padding=conv_size // 2,
+            groups=inner_dims)
+        self.split_sizes = (dt_rank, d_state, d_state)
+        self.x_proj = nn.Linear(inner_dims, sum(self.split_sizes), bias=False)
+        self.dt_proj = nn.Linear(dt_rank, inner_dims)
+        self.A_log = nn.Parameter(
+            torch.arange(1., d_state + 1).log().repeat(inner_dims, 1))
+        self.D = nn.Parameter(torch.ones(inner_dims))
+        self.direction_B = nn.Parameter(torch.empty(NUM_DIRECTIONS, d_state))
+        self.norm = nn.LayerNorm(inner_dims)
+        self.out_proj = nn.Conv2d(inner_dims, embed_dims, 1)
+        self.out_norm = build_norm_layer(norm_cfg, embed_dims)[1]
+
+        # As the release does, which undoes Mamba's initial delta bias: delta
+        # starts at softplus(0) = 0.69.
+        nn.init.trunc_normal_(self.x_proj.weight, std=0.02)
+        nn.init.trunc_normal_(self.dt_proj.weight, std=0.02)
+        nn.init.zeros_(self.dt_proj.bias)
+        nn.init.trunc_normal_(self.direction_B, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix the tokens of ``x``, shape (batch, C, height, width)."""
+        height, width = x.shape[2:]
+        x = F.silu(self.dwconv(self.in_norm(self.in_proj(x))))
+        x = x.flatten(2).transpose(1, 2)  # (batch, L, E)
+        delta, B, C = self.x_proj(x).split(self.split_sizes, dim=-1)
+        delta = F.softplus(
+            F.linear(delta, self.dt_proj.weight,
+                     self.dt_bias_scale * self.dt_proj.bias))
+        A = -torch.exp(self.A_log.float())
+        y = multi_directional_scan(
+            x,
+            delta,
+            A,
+            B,
+            C,
+            self.D,
+            self.direction_B,
+            height,
+            width,
+            param_order=self.param_order,
+            backend=self.backend)
+        y = F.relu(self.norm(y))
+        y = y.transpose(1, 2).unflatten(2, (height, width))  # (batch, E, H, W)
+        return self.out_norm(self.out_proj(y))

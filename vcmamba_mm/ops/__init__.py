@@ -1,0 +1,3 @@
+from .scan import available_backends, multi_directional_scan
+
+__all__ = ['available_backends', 'multi_directional_scan']

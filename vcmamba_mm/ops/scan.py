@@ -1,0 +1,207 @@
+"""The one operator: argument checks, choice of backend, autograd."""
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from . import torch_scan
+from .reference import reference_scan
+from .scan_paths import NUM_DIRECTIONS, NUM_PATHS
+
+PARAM_ORDERS = ('raster', 'path')
+BACKENDS = ('reference', 'torch', 'triton', 'mamba_ssm')
+
+
+def available_backends() -> dict[str, str | None]:
+    """Which scan backends can be used here.
+
+    Returns:
+        dict: For each name of ``BACKENDS``, None if it can be used, else the
+        reason why not.
+    """
+    missing = f'not part of this version of vcmamba_mm; use {"torch"!r}'
+    return dict(reference=None, torch=None, triton=missing, mamba_ssm=missing)
+
+
+def _choose_backend(backend: str) -> str:
+    if backend == 'auto':
+        return 'torch'
+    if backend not in BACKENDS:
+        raise ValueError(f'unknown scan backend {backend!r}: choose '
+                         f"'auto' or one of {', '.join(map(repr, BACKENDS))}")
+    reason = available_backends()[backend]
+    if reason is not None:
+        raise RuntimeError(
+            f'scan backend {backend!r} cannot be used here: {reason}')
+    return backend
+
+
+def _check(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
+           D: Tensor, direction_B: Tensor, height: int, width: int,
+           param_order: str) -> None:
+    if param_order not in PARAM_ORDERS:
+        raise ValueError(f'param_order must be one of {PARAM_ORDERS}, got '
+                         f'{param_order!r}')
+    if x.dim() != 3 or x.shape[1] != height * width or x.shape[1] == 0:
+        raise ValueError(
+            f'x must have shape (batch, height * width, channels) with '
+            f'height * width = {height} * {width} > 0, got {tuple(x.shape)}')
+    if A.dim() != 2 or A.shape[0] != x.shape[2]:
+        raise ValueError(f'A must have shape (channels, state) with channels '
+                         f'= {x.shape[2]}, got {tuple(A.shape)}')
+    batch, num_tokens, channels = x.shape
+    num_states = A.shape[1]
+    expected = dict(
+        delta=(delta, (batch, num_tokens, channels)),
+        B=(B, (batch, num_tokens, num_states)),
+        C=(C, (batch, num_tokens, num_states)),
+        D=(D, (channels, )),
+        direction_B=(direction_B, (NUM_DIRECTIONS, num_states)))
+    for name, (tensor, shape) in expected.items():
+        if tensor.shape != shape:
+            raise ValueError(f'{name} must have shape {shape}, got '
+                             f'{tuple(tensor.shape)}')
+        if tensor.device != x.device:
+            raise ValueError(f'{name} is on {tensor.device}, x on {x.device}')
+
+
+@torch.library.custom_op('vcmamba_mm::scan', mutates_args=())
+def _scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor,
+          direction_B: Tensor, height: int, width: int, param_order: str,
+          save_states: bool) -> tuple[Tensor, Tensor]:
+    # bmm and einsum would otherwise fall to half precision.
+    with torch.autocast(x.device.type, enabled=False):
+        return torch_scan.scan_forward(x, delta, A, B, C, D, direction_B,
+                                       height, width, param_order, save_states)
+
+
+@_scan.register_fake
+def _(x, delta, A, B, C, D, direction_B, height, width, param_order,
+      save_states):
+    chunks = -(-x.shape[1] // torch_scan.CHUNK) if save_states else 0
+    return torch.empty_like(x), x.new_empty(
+        (chunks, x.shape[0], A.shape[1], NUM_PATHS, x.shape[2]))
+
+
+@torch.library.custom_op('vcmamba_mm::scan_backward', mutates_args=())
+def _scan_backward(
+        grad_y: Tensor, x: Tensor, delta: Tensor, A: Tensor, B: Tensor,
+        C: Tensor, D: Tensor, direction_B: Tensor, saved: Tensor, height: int,
+        width: int, param_order: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    with torch.autocast(x.device.type, enabled=False):
+        return torch_scan.scan_backward(grad_y, x, delta, A, B, C, D,
+                                        direction_B, saved, height, width,
+                                        param_order)
+
+
+@_scan_backward.register_fake
+def _(grad_y, x, delta, A, B, C, D, direction_B, saved, height, width,
+      param_order):
+    return tuple(map(torch.empty_like, (x, delta, A, B, C, D, direction_B)))
+
+
+def _setup_context(ctx, inputs, output):
+    *tensors, ctx.height, ctx.width, ctx.param_order, _ = inputs
+    ctx.save_for_backward(*tensors, output[1])
+
+
+def _backward(ctx, grad_y, _):
+    grads = _scan_backward(grad_y, *ctx.saved_tensors, ctx.height, ctx.width,
+                           ctx.param_order)
+    return *grads, None, None, None, None
+
+
+_scan.register_autograd(_backward, setup_context=_setup_context)
+
+
+def scan_macs(batch: int, num_tokens: int, channels: int,
+              num_states: int) -> int:
+    """Multiply-accumulates of one multi-directional scan.
+
+    Per path, token and channel: 4 for each state (delta A; its product with
+    the state; B x; C h) and 2 besides (delta x; D x). Exponentials are not
+    counted, sharing of delta A between the paths is not assumed.
+    """
+    return NUM_PATHS * batch * num_tokens * channels * (4 * num_states + 2)
+
+
+@register_flop_formula(torch.ops.vcmamba_mm.scan)
+def _scan_flops(x_shape, delta_shape, A_shape, *args, **kwargs) -> int:
+    return 2 * scan_macs(*x_shape, A_shape[1])
+
+
+@register_flop_formula(torch.ops.vcmamba_mm.scan_backward)
+def _scan_backward_flops(grad_shape, x_shape, delta_shape, A_shape, *args,
+                         **kwargs) -> int:
+    return 4 * scan_macs(*x_shape, A_shape[1])
+
+
+def multi_directional_scan(x: Tensor,
+                           delta: Tensor,
+                           A: Tensor,
+                           B: Tensor,
+                           C: Tensor,
+                           D: Tensor,
+                           direction_B: Tensor,
+                           height: int,
+                           width: int,
+                           *,
+                           param_order: str = 'raster',
+                           backend: str = 'auto') -> Tensor:
+    """Scan tokens along four snake paths and sum what each path reads out.
+
+    For a path o with direction d(i) of the step into its position i
+    (arXiv 2509.04669, eq. 4)
+
+        h_i = exp(delta A) h_{i-1} + delta (B + theta_{d(i)}) x_{o(i)}
+        y_{o(i)} = C h_i + D x_{o(i)}
+
+    where delta, B and C are those of raster position i (``'raster'``, what
+    the released weights need) or of the token visited, o(i) (``'path'``, the
+    paper's equation).
+
+    Computed in float32, or float64 if ``x`` is float64, under autocast too.
+
+    Args:
+        x: Tokens in raster order, shape (batch, height * width, channels).
+        delta: Step sizes after softplus, shape of ``x``.
+        A: Negative decay rates, shape (channels, state).
+        B: Input projections, shape (batch, height * width, state).
+        C: Output projections, shape of ``B``.
+        D: Skip connection, shape (channels,); it enters once per path.
+        direction_B: theta, added to ``B`` by direction, shape (5, state):
+            begin, right, left, up, down.
+        height: Rows of the feature map.
+        width: Columns of the feature map.
+        param_order: 'raster' or 'path'.
+        backend: 'auto', 'reference', 'torch', 'triton' or 'mamba_ssm';
+            see :func:`available_backends`.
+
+    Returns:
+        Tensor: Sum over the four paths, shape and dtype of ``x``.
+
+    Raises:
+        ValueError: If a shape, a device, ``param_order`` or ``backend`` does
+            not fit; the message names it.
+        RuntimeError: If the backend asked for cannot be used here.
+
+    Example:
+        >>> x, delta = torch.randn(2, 12, 8), torch.rand(2, 12, 8)
+        >>> A, D = -torch.rand(8, 16), torch.ones(8)
+        >>> B, C = torch.randn(2, 12, 16), torch.randn(2, 12, 16)
+        >>> theta = torch.zeros(5, 16)
+        >>> multi_directional_scan(x, delta, A, B, C, D, theta, 3, 4).shape
+        torch.Size([2, 12, 8])
+    """
+    _check(x, delta, A, B, C, D, direction_B, height, width, param_order)
+    backend = _choose_backend(backend)
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    tensors = [t.to(dtype) for t in (x, delta, A, B, C, D, direction_B)]
+    if backend == 'reference':
+        with torch.autocast(x.device.type, enabled=False):
+            y = reference_scan(*tensors, height, width, param_order)
+    else:
+        save_states = torch.is_grad_enabled() and any(
+            t.requires_grad for t in tensors)
+        y, _ = _scan(*tensors, height, width, param_order, save_states)
+    return y.to(x.dtype)
