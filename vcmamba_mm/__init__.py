@@ -1,7 +1,8 @@
 """VCMamba (arXiv 2509.04669) for the OpenMMLab ecosystem.
 
-Importing this package registers the backbone ``VCMamba`` and the neck
-``NormGlobalAveragePooling`` in MMEngine's root registry. What needs
+Importing this package registers the backbone ``VCMamba``, the neck
+``NormGlobalAveragePooling`` and the transform ``LoadImage`` in MMEngine's
+root registries. What needs
 mmpretrain is in :mod:`vcmamba_mm.classification`.
 """
 try:
@@ -15,6 +16,7 @@ except ImportError as error:
         'mmcv)') from error
 
 from .models import NormGlobalAveragePooling, VCMamba
+from .transforms import LoadImage
 from .version import __version__
 
-__all__ = ['NormGlobalAveragePooling', 'VCMamba', '__version__']
+__all__ = ['LoadImage', 'NormGlobalAveragePooling', 'VCMamba', '__version__']

@@ -11,6 +11,10 @@ PARAM_ORDERS = ('raster', 'path')
 BACKENDS = ('reference', 'torch', 'triton', 'mamba_ssm')
 
 
+class BackendError(RuntimeError):
+    """A scan backend that cannot be used here."""
+
+
 def available_backends() -> dict[str, str | None]:
     """Which scan backends can be used here.
 
@@ -30,7 +34,7 @@ def _choose_backend(backend: str) -> str:
                          f"'auto' or one of {', '.join(map(repr, BACKENDS))}")
     reason = available_backends()[backend]
     if reason is not None:
-        raise RuntimeError(
+        raise BackendError(
             f'scan backend {backend!r} cannot be used here: {reason}')
     return backend
 
@@ -183,7 +187,7 @@ def multi_directional_scan(x: Tensor,
     Raises:
         ValueError: If a shape, a device, ``param_order`` or ``backend`` does
             not fit; the message names it.
-        RuntimeError: If the backend asked for cannot be used here.
+        BackendError: If the backend asked for cannot be used here.
 
     Example:
         >>> x, delta = torch.randn(2, 12, 8), torch.rand(2, 12, 8)

@@ -1,0 +1,12 @@
+_base_ = [
+    '_base_/models/vcmamba_fpn.py',
+    '_base_/datasets/ade20k_512x512.py',
+    '_base_/schedules/ade20k_bs32_adamw_40k.py',
+    '_base_/default_runtime/segmentation.py',
+]
+# A classifier's checkpoint: the released one, or one that was trained here.
+checkpoint = 'checkpoints/VCMamba-M.pth'
+model = dict(
+    backbone=dict(
+        arch='m', init_cfg=dict(type='Pretrained', checkpoint=checkpoint)),
+    neck=dict(in_channels=[48, 96, 224, 448]))

@@ -1,0 +1,10 @@
+_base_ = [
+    '_base_/models/vcmamba_cls.py',
+    '_base_/datasets/imagenet_bs128_224.py',
+    '_base_/schedules/imagenet_bs1024_adamw_300e.py',
+    '_base_/default_runtime/classification.py',
+]
+model = dict(
+    backbone=dict(arch='s'),
+    neck=dict(in_channels=288),
+    head=dict(in_channels=288))

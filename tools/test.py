@@ -1,0 +1,82 @@
+"""Test a classifier (top-1/5) or a segmenter (mIoU); the config decides.
+
+The checkpoint may be one of this project or one the authors released.
+"""
+import argparse
+
+from mmengine.config import Config
+
+from vcmamba_mm.engine import (LOOP_ERRORS, SETUP_ERRORS,
+                               add_common_arguments, build_runner,
+                               load_config, one_line_errors)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file or URL')
+    parser.add_argument(
+        '--tta', action='store_true', help='test-time augmentation')
+    parser.add_argument(
+        '--out',
+        metavar='PATH',
+        help='save the predictions: a .pkl file of a classifier, a folder of '
+        'label maps (.png) of a segmenter')
+    parser.add_argument(
+        '--show-dir',
+        metavar='DIR',
+        help='paint the predictions over the pictures and save them there')
+    add_common_arguments(parser)
+    return parser.parse_args()
+
+
+def use_tta(cfg: Config) -> None:
+    """Wrap the model and replace the pipeline, as the config says."""
+    if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
+        raise ValueError('--tta needs tta_model and tta_pipeline in the config')
+    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+    cfg.model = dict(**cfg.tta_model, module=cfg.model)
+
+
+def save_predictions(cfg: Config, out: str) -> None:
+    if cfg.default_scope == 'mmseg':
+        cfg.test_evaluator.update(output_dir=out, keep_results=True)
+        return
+    if not out.endswith(('.pkl', '.pickle')):
+        raise ValueError(f'--out {out}: must end with .pkl')
+    metrics = cfg.test_evaluator
+    if not isinstance(metrics, (list, tuple)):
+        metrics = [metrics]
+    cfg.test_evaluator = [*metrics, dict(type='DumpResults', out_file_path=out)]
+
+
+def paint_predictions(cfg: Config, show_dir: str) -> None:
+    if cfg.default_scope == 'mmseg':
+        cfg.default_hooks.visualization.draw = True
+        cfg.visualizer.save_dir = show_dir
+    else:
+        cfg.default_hooks.visualization.update(
+            enable=True, interval=1, out_dir=show_dir)
+
+
+def main() -> None:
+    args = parse_args()
+    with one_line_errors(*SETUP_ERRORS):
+        cfg = load_config(args)
+        cfg.load_from = args.checkpoint
+        cfg.resume = False
+        if args.tta:
+            use_tta(cfg)
+        if args.out:
+            save_predictions(cfg, args.out)
+        if args.show_dir:
+            paint_predictions(cfg, args.show_dir)
+        runner = build_runner(cfg, 'test')
+    with one_line_errors(FileNotFoundError, *LOOP_ERRORS):
+        runner.test()
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,202 @@
+"""What the command-line tools share: config, device, runner, errors."""
+import inspect
+import os
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.device import get_device
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import nn
+
+from .checkpoint import (CheckpointError, check_fit, extract_state_dict,
+                         read_checkpoint)
+from .ops.scan import BackendError
+from .transforms import ImageReadError
+
+
+def add_common_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments that training and testing have in common."""
+    parser.add_argument(
+        '--work-dir', help='where logs and checkpoints go; by default '
+        'work_dirs/<name of the config>')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override settings of the config, e.g. '
+        'train_dataloader.batch_size=64 model.backbone.drop_path_rate=0.1')
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='how the processes were started')
+    # `torch.distributed.launch` passes it; torchrun sets LOCAL_RANK instead.
+    parser.add_argument(
+        '--local_rank', '--local-rank', type=int, default=0,
+        dest='local_rank', help='set by torch.distributed.launch')
+
+
+@contextmanager
+def one_line_errors(*errors: type[Exception]) -> Iterator[None]:
+    """End the program with one line and exit code 2 on one of ``errors``.
+
+    With ``VCMAMBA_MM_TRACEBACK=1`` in the environment they pass through.
+    """
+    try:
+        yield
+    except errors as error:
+        if os.environ.get('VCMAMBA_MM_TRACEBACK') == '1':
+            raise
+        text = str(error.args[0] if isinstance(error, KeyError) else error)
+        if 'Original Traceback' in text:  # from a worker of a data loader
+            text = text.strip().splitlines()[-1].split(': ', 1)[-1]
+        print(f"error: {' '.join(text.split())}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+# What a wrong config, path or checkpoint raises while things are set up ...
+SETUP_ERRORS = (ValueError, TypeError, KeyError, AttributeError,
+                AssertionError, OSError, ImportError)
+# ... and what may only turn up while the loop runs.
+LOOP_ERRORS = (CheckpointError, ImageReadError, BackendError)
+
+
+def load_config(args: Namespace) -> Config:
+    """Read the config and merge what the command line says.
+
+    Raises:
+        FileNotFoundError: If there is no such config.
+        ValueError: If an option of ``--cfg-options`` names a setting that
+            neither the config nor MMEngine's runner has.
+    """
+    if not os.path.isfile(args.config):
+        raise FileNotFoundError(f'config {args.config} does not exist')
+    cfg = Config.fromfile(args.config)
+    known = {*cfg, *inspect.signature(Runner.__init__).parameters}
+    for option in args.cfg_options or {}:
+        if option.split('.')[0] not in known:
+            raise ValueError(f'--cfg-options {option}: the config has no '
+                             f'{option.split(".")[0]!r}')
+    cfg.merge_from_dict(args.cfg_options or {})
+    cfg.launcher = args.launcher
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = os.path.join('work_dirs', Path(args.config).stem)
+    return cfg
+
+
+def check_data(cfg: Config, *loops: str) -> None:
+    """Look for the data folders of the given loops ('train', 'val', 'test').
+
+    Raises:
+        FileNotFoundError: If one is missing.
+    """
+    for loop in loops:
+        dataset = (cfg.get(f'{loop}_dataloader') or {}).get('dataset', {})
+        root = dataset.get('data_root')
+        if root and '://' not in root and not os.path.isdir(root):
+            raise FileNotFoundError(
+                f'data folder {root} does not exist: put or link the data set '
+                'there, or name another place with --cfg-options '
+                f'{loop}_dataloader.dataset.data_root=DIR')
+
+
+def _replace_sync_bn(cfg: ConfigDict | list) -> int:
+    """Turn every ``type='SyncBN'`` into BN, in place; return how many."""
+    if isinstance(cfg, (list, tuple)):
+        return sum(map(_replace_sync_bn, cfg))
+    if not isinstance(cfg, dict):
+        return 0
+    count = sum(map(_replace_sync_bn, cfg.values()))
+    if cfg.get('type') == 'SyncBN':
+        cfg['type'] = 'BN'
+        count += 1
+    return count
+
+
+def adapt_to_cpu(cfg: Config) -> None:
+    """Let a config written for GPUs run without one.
+
+    SyncBN, which refuses CPU tensors, becomes BN; several processes talk over
+    gloo; nothing is pinned. Each change is said in one line.
+    """
+    if _replace_sync_bn(cfg.model):
+        print_log('No GPU: SyncBN becomes BN (each process normalizes its own '
+                  'batch)')
+    for loop in ('train', 'val', 'test'):
+        if cfg.get(f'{loop}_dataloader'):
+            cfg[f'{loop}_dataloader'].pin_memory = False
+    if cfg.launcher == 'none':
+        return
+    if cfg.launcher != 'pytorch':
+        raise ValueError(f'--launcher {cfg.launcher} needs GPUs: on CPUs use '
+                         'tools/dist_train.sh or tools/dist_test.sh')
+    print_log('No GPU: the processes talk over gloo')
+    cfg.model_wrapper_cfg = dict(
+        type='MMDistributedDataParallel',
+        device_ids=None,
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False))
+    if not dist.is_initialized():
+        dist.init_process_group('gloo')
+
+
+class SafeRunner(Runner):
+    """MMEngine's runner, with checkpoints read safely, and wholly or not.
+
+    ``load_from``, ``resume`` and the checkpoint to test may be MMEngine's or
+    the authors' released files. No code in them runs; every key must match.
+    """
+
+    def load_checkpoint(self,
+                        filename: str,
+                        map_location: str = 'cpu',
+                        strict: bool = True,
+                        revise_keys: list | None = None) -> dict:
+        """Load weights; see :meth:`mmengine.runner.Runner.load_checkpoint`.
+
+        Raises:
+            CheckpointError: If the file cannot be read or a key is missing,
+                left over, or of another shape.
+        """
+        checkpoint = read_checkpoint(filename, map_location)
+        model: nn.Module = self.model
+        if is_model_wrapper(model):
+            model = model.module
+        state_dict = extract_state_dict(checkpoint, filename)
+        check_fit(model, state_dict, filename)
+        checkpoint['state_dict'] = state_dict
+        # A hook may exchange the weights for their average, or back.
+        self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
+        model.load_state_dict(checkpoint['state_dict'])
+        self._has_loaded = True
+        self.logger.info(f'Load checkpoint from {filename}')
+        return checkpoint
+
+
+def build_runner(cfg: Config, *loops: str) -> SafeRunner:
+    """Build the runner, and the loops named, so that what is wrong shows now.
+
+    Args:
+        cfg: From :func:`load_config`.
+        *loops: Which of 'train', 'val', 'test' will run.
+    """
+    check_data(cfg, *loops)
+    if get_device() == 'cpu':
+        adapt_to_cpu(cfg)
+    runner = SafeRunner.from_cfg(cfg)
+    for loop in loops:
+        # Access builds the loop with its data set.
+        if cfg.get(f'{loop}_dataloader'):
+            getattr(runner, f'{loop}_loop')
+    return runner
