@@ -72,6 +72,10 @@ def main() -> None:
         if args.out:
             save_predictions(cfg, args.out)
         if args.show_dir:
+            if args.tta and cfg.default_scope != 'mmseg':
+                # mmpretrain's hook draws from one input for each picture.
+                raise ValueError('--show-dir and --tta cannot be combined '
+                                 'for a classifier: leave one out')
             paint_predictions(cfg, args.show_dir)
         runner = build_runner(cfg, 'test')
     with one_line_errors(FileNotFoundError, *LOOP_ERRORS):

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
@@ -172,6 +172,8 @@ class SafeRunner(Runner):
         checkpoint = read_checkpoint(filename, map_location)
         model: nn.Module = self.model
         if is_model_wrapper(model):
+            model = model.module
+        if isinstance(model, BaseTTAModel):
             model = model.module
         state_dict = extract_state_dict(checkpoint, filename)
         check_fit(model, state_dict, filename)

@@ -7,8 +7,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
-from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from ..checkpoint import init_from_pretrained
@@ -25,19 +25,21 @@ class Stage(nn.Module):
 
 
 @contextmanager
-def _untracked_batch_stats(block: nn.Module) -> Iterator[None]:
+def _kept_batch_stats(block: nn.Module) -> Iterator[None]:
     """Keep a second forward pass from updating running statistics again."""
     norms = [
         m for m in block.modules()
-        if isinstance(m, _BatchNorm) and m.track_running_stats
+        if isinstance(m, _BatchNorm) and m.training and m.track_running_stats
     ]
+    kept = [(m.momentum, m.num_batches_tracked.clone()) for m in norms]
+    for m in norms:
+        m.momentum = 0.0
     try:
-        for m in norms:
-            m.track_running_stats = False
         yield
     finally:
-        for m in norms:
-            m.track_running_stats = True
+        for m, (momentum, num_batches_tracked) in zip(norms, kept):
+            m.momentum = momentum
+            m.num_batches_tracked.copy_(num_batches_tracked)
 
 
 @MODELS.register_module()
@@ -240,7 +242,7 @@ class VCMamba(BaseModule):
             block,
             x,
             use_reentrant=False,
-            context_fn=lambda: (nullcontext(), _untracked_batch_stats(block)))
+            context_fn=lambda: (nullcontext(), _kept_batch_stats(block)))
 
     def _freeze_stages(self) -> None:
         if self.frozen_stages < 0:

@@ -1,0 +1,107 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.registry import init_default_scope
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = Path(__file__).parent / 'data' / 'golden'
+SHARED = ROOT.parent / 'shared' / 'data'
+
+# The architecture of golden/tiny_release.pth, trained at 160 x 160.
+TINY = dict(
+    embed_dims=(16, 32, 48, 64), depths=(1, 1, 2, 4), num_mdm=2)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_seed():
+    # Several test processes share the cores.
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope='session')
+def shared_data() -> Path:
+    """Folder of small real data sets that are not part of the project."""
+    if not SHARED.is_dir():
+        pytest.skip('needs the real data sets in ../shared/data')
+    return SHARED
+
+
+@pytest.fixture(scope='session')
+def tiny_io() -> dict[str, torch.Tensor]:
+    """Recorded inputs and outputs of the released implementation."""
+    arrays = np.load(GOLDEN / 'tiny_io.npz')
+    return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+
+
+@pytest.fixture(scope='session')
+def released_keys() -> dict[str, dict[str, list[int]]]:
+    keys = json.loads((GOLDEN / 'released_keys.json').read_text())
+    return {variant: dict(pairs) for variant, pairs in keys.items()}
+
+
+def tiny_classifier_cfg(num_classes: int = 10, **kwargs) -> dict:
+    """Config of a classifier that golden/tiny_release.pth fits."""
+    return dict(
+        dict(
+            type='ImageClassifier',
+            backbone=dict(type='VCMamba', arch=TINY, img_size=160),
+            neck=dict(type='NormGlobalAveragePooling', in_channels=64),
+            head=dict(
+                type='VCMambaClsHead',
+                num_classes=num_classes,
+                in_channels=64,
+                distillation=True)), **kwargs)
+
+
+@pytest.fixture
+def build_tiny():
+    """Build a tiny classifier with the recorded weights."""
+    pytest.importorskip('mmpretrain')
+    import vcmamba_mm.classification  # noqa: F401
+    from mmpretrain.registry import MODELS
+    from vcmamba_mm.checkpoint import extract_state_dict, read_checkpoint
+    init_default_scope('mmpretrain')
+
+    def build(**kwargs):
+        model = MODELS.build(tiny_classifier_cfg(**kwargs))
+        path = GOLDEN / 'tiny_release.pth'
+        model.load_state_dict(extract_state_dict(read_checkpoint(path), path))
+        return model
+
+    return build
+
+
+@pytest.fixture(scope='session')
+def run():
+    """Run a program from the repository; return the finished process."""
+
+    def run(*args, cwd=ROOT, check=True, **env):
+        args = [str(a) for a in args]
+        if args[0].endswith('.py'):
+            args.insert(0, sys.executable)
+        process = subprocess.run(
+            args,
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            env={
+                **os.environ, 'PYTHONPATH': str(ROOT),
+                'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}',
+                'CUDA_VISIBLE_DEVICES': '',
+                'OMP_NUM_THREADS': '1',
+                **env
+            })
+        if check and process.returncode:
+            pytest.fail(f'{" ".join(args)} exited with {process.returncode}\n'
+                        f'{process.stdout[-3000:]}\n{process.stderr[-3000:]}')
+        return process
+
+    return run
