@@ -1,4 +1,5 @@
 """Packaging; configs and tools travel inside the package, as `.mim`."""
+
 import re
 import shutil
 from pathlib import Path
@@ -30,7 +31,8 @@ class BuildPyWithMim(build_py):
                 shutil.copytree(
                     source,
                     target / name,
-                    ignore=shutil.ignore_patterns('__pycache__'))
+                    ignore=shutil.ignore_patterns('__pycache__'),
+                )
             else:
                 shutil.copy2(source, target / name)
 
@@ -39,8 +41,9 @@ setup(
     # Not "vcmamba-mm": mim finds the configs of an installed distribution
     # only if its name sorts after the package's folder.
     name='vcmamba-mmlab',
-    version=re.search(r"'(.+)'",
-                      (ROOT / 'vcmamba_mm' / 'version.py').read_text())[1],
+    version=re.search(
+        r"'(.+)'", (ROOT / 'vcmamba_mm' / 'version.py').read_text()
+    )[1],
     description='VCMamba (convolutions with multi-directional Mamba) for '
     'OpenMMLab: classification, segmentation, any MM project',
     long_description=(ROOT / 'README.md').read_text(),
@@ -56,4 +59,5 @@ setup(
         for name in ('onedl', 'openmmlab', 'mamba', 'distill', 'demo', 'test')
     },
     cmdclass=dict(build_py=BuildPyWithMim),
-    zip_safe=False)
+    zip_safe=False,
+)

@@ -7,4 +7,5 @@ _base_ = [
 model = dict(
     backbone=dict(arch='b'),
     neck=dict(in_channels=512),
-    head=dict(in_channels=512))
+    head=dict(in_channels=512),
+)

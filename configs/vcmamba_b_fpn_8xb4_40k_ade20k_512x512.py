@@ -8,5 +8,7 @@ _base_ = [
 checkpoint = 'checkpoints/VCMamba-B.pth'
 model = dict(
     backbone=dict(
-        arch='b', init_cfg=dict(type='Pretrained', checkpoint=checkpoint)),
-    neck=dict(in_channels=[64, 128, 320, 512]))
+        arch='b', init_cfg=dict(type='Pretrained', checkpoint=checkpoint)
+    ),
+    neck=dict(in_channels=[64, 128, 320, 512]),
+)

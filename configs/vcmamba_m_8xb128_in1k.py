@@ -7,4 +7,5 @@ _base_ = [
 model = dict(
     backbone=dict(arch='m'),
     neck=dict(in_channels=448),
-    head=dict(in_channels=448))
+    head=dict(in_channels=448),
+)

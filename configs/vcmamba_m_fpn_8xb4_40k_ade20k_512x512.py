@@ -8,5 +8,7 @@ _base_ = [
 checkpoint = 'checkpoints/VCMamba-M.pth'
 model = dict(
     backbone=dict(
-        arch='m', init_cfg=dict(type='Pretrained', checkpoint=checkpoint)),
-    neck=dict(in_channels=[48, 96, 224, 448]))
+        arch='m', init_cfg=dict(type='Pretrained', checkpoint=checkpoint)
+    ),
+    neck=dict(in_channels=[48, 96, 224, 448]),
+)

@@ -7,4 +7,5 @@ _base_ = [
 model = dict(
     backbone=dict(arch='s'),
     neck=dict(in_channels=288),
-    head=dict(in_channels=288))
+    head=dict(in_channels=288),
+)

@@ -10,6 +10,7 @@ init_cfg = dict(type='Pretrained', checkpoint='checkpoints/VCMamba-S.pth')
 model = dict(
     backbone=dict(arch='s', drop_path_rate=0.1, init_cfg=init_cfg),
     neck=dict(in_channels=288, init_cfg=init_cfg),
-    head=dict(num_classes=num_classes, in_channels=288, topk=(1, )),
-    train_cfg=None)
+    head=dict(num_classes=num_classes, in_channels=288, topk=(1,)),
+    train_cfg=None,
+)
 data_preprocessor = dict(num_classes=num_classes)

@@ -8,5 +8,7 @@ _base_ = [
 checkpoint = 'checkpoints/VCMamba-S.pth'
 model = dict(
     backbone=dict(
-        arch='s', init_cfg=dict(type='Pretrained', checkpoint=checkpoint)),
-    neck=dict(in_channels=[32, 64, 144, 288]))
+        arch='s', init_cfg=dict(type='Pretrained', checkpoint=checkpoint)
+    ),
+    neck=dict(in_channels=[32, 64, 144, 288]),
+)

@@ -14,8 +14,7 @@ GOLDEN = Path(__file__).parent / 'data' / 'golden'
 SHARED = ROOT.parent / 'shared' / 'data'
 
 # The architecture of golden/tiny_release.pth, trained at 160 x 160.
-TINY = dict(
-    embed_dims=(16, 32, 48, 64), depths=(1, 1, 2, 4), num_mdm=2)
+TINY = dict(embed_dims=(16, 32, 48, 64), depths=(1, 1, 2, 4), num_mdm=2)
 
 
 @pytest.fixture(autouse=True)
@@ -57,16 +56,22 @@ def tiny_classifier_cfg(num_classes: int = 10, **kwargs) -> dict:
                 type='VCMambaClsHead',
                 num_classes=num_classes,
                 in_channels=64,
-                distillation=True)), **kwargs)
+                distillation=True,
+            ),
+        ),
+        **kwargs,
+    )
 
 
 @pytest.fixture
 def build_tiny():
     """Build a tiny classifier with the recorded weights."""
     pytest.importorskip('mmpretrain')
-    import vcmamba_mm.classification  # noqa: F401
     from mmpretrain.registry import MODELS
+
+    import vcmamba_mm.classification  # noqa: F401
     from vcmamba_mm.checkpoint import extract_state_dict, read_checkpoint
+
     init_default_scope('mmpretrain')
 
     def build(**kwargs):
@@ -93,15 +98,19 @@ def run():
             text=True,
             timeout=600,
             env={
-                **os.environ, 'PYTHONPATH': str(ROOT),
+                **os.environ,
+                'PYTHONPATH': str(ROOT),
                 'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}',
                 'CUDA_VISIBLE_DEVICES': '',
                 'OMP_NUM_THREADS': '1',
-                **env
-            })
+                **env,
+            },
+        )
         if check and process.returncode:
-            pytest.fail(f'{" ".join(args)} exited with {process.returncode}\n'
-                        f'{process.stdout[-3000:]}\n{process.stderr[-3000:]}')
+            pytest.fail(
+                f'{" ".join(args)} exited with {process.returncode}\n'
+                f'{process.stdout[-3000:]}\n{process.stderr[-3000:]}'
+            )
         return process
 
     return run

@@ -1,4 +1,5 @@
 """Parameters and multiply-accumulates of a config's model, scan included."""
+
 import argparse
 
 from vcmamba_mm.analysis.complexity import model_complexity
@@ -14,7 +15,8 @@ def parse_args() -> argparse.Namespace:
         nargs='+',
         metavar='SIZE',
         help='height and width in pixels, or one number for both; by default '
-        'the size the position embedding is made for')
+        'the size the position embedding is made for',
+    )
     args = parser.parse_args()
     if args.shape and len(args.shape) > 2:
         parser.error('--shape takes one or two numbers')

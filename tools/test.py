@@ -2,32 +2,42 @@
 
 The checkpoint may be one of this project or one the authors released.
 """
+
 import argparse
 
 from mmengine.config import Config
 
-from vcmamba_mm.engine import (LOOP_ERRORS, SETUP_ERRORS,
-                               add_common_arguments, build_runner,
-                               load_config, one_line_errors)
+from vcmamba_mm.engine import (
+    LOOP_ERRORS,
+    SETUP_ERRORS,
+    add_common_arguments,
+    build_runner,
+    load_config,
+    one_line_errors,
+)
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file or URL')
     parser.add_argument(
-        '--tta', action='store_true', help='test-time augmentation')
+        '--tta', action='store_true', help='test-time augmentation'
+    )
     parser.add_argument(
         '--out',
         metavar='PATH',
         help='save the predictions: a .pkl file of a classifier, a folder of '
-        'label maps (.png) of a segmenter')
+        'label maps (.png) of a segmenter',
+    )
     parser.add_argument(
         '--show-dir',
         metavar='DIR',
-        help='paint the predictions over the pictures and save them there')
+        help='paint the predictions over the pictures and save them there',
+    )
     add_common_arguments(parser)
     return parser.parse_args()
 
@@ -35,7 +45,9 @@ def parse_args() -> argparse.Namespace:
 def use_tta(cfg: Config) -> None:
     """Wrap the model and replace the pipeline, as the config says."""
     if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
-        raise ValueError('--tta needs tta_model and tta_pipeline in the config')
+        raise ValueError(
+            '--tta needs tta_model and tta_pipeline in the config'
+        )
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
     cfg.model = dict(**cfg.tta_model, module=cfg.model)
 
@@ -49,7 +61,10 @@ def save_predictions(cfg: Config, out: str) -> None:
     metrics = cfg.test_evaluator
     if not isinstance(metrics, (list, tuple)):
         metrics = [metrics]
-    cfg.test_evaluator = [*metrics, dict(type='DumpResults', out_file_path=out)]
+    cfg.test_evaluator = [
+        *metrics,
+        dict(type='DumpResults', out_file_path=out),
+    ]
 
 
 def paint_predictions(cfg: Config, show_dir: str) -> None:
@@ -58,7 +73,8 @@ def paint_predictions(cfg: Config, show_dir: str) -> None:
         cfg.visualizer.save_dir = show_dir
     else:
         cfg.default_hooks.visualization.update(
-            enable=True, interval=1, out_dir=show_dir)
+            enable=True, interval=1, out_dir=show_dir
+        )
 
 
 def main() -> None:
@@ -74,8 +90,10 @@ def main() -> None:
         if args.show_dir:
             if args.tta and cfg.default_scope != 'mmseg':
                 # mmpretrain's hook draws from one input for each picture.
-                raise ValueError('--show-dir and --tta cannot be combined '
-                                 'for a classifier: leave one out')
+                raise ValueError(
+                    '--show-dir and --tta cannot be combined '
+                    'for a classifier: leave one out'
+                )
             paint_predictions(cfg, args.show_dir)
         runner = build_runner(cfg, 'test')
     with one_line_errors(FileNotFoundError, *LOOP_ERRORS):

@@ -1,11 +1,17 @@
 """Train a classifier or a segmenter; the config decides."""
+
 import argparse
 
 from mmengine.device import get_device
 
-from vcmamba_mm.engine import (LOOP_ERRORS, SETUP_ERRORS,
-                               add_common_arguments, build_runner,
-                               load_config, one_line_errors)
+from vcmamba_mm.engine import (
+    LOOP_ERRORS,
+    SETUP_ERRORS,
+    add_common_arguments,
+    build_runner,
+    load_config,
+    one_line_errors,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -17,17 +23,21 @@ def parse_args() -> argparse.Namespace:
         const='auto',
         metavar='CHECKPOINT',
         help='continue from a checkpoint; without a path, from the latest in '
-        'the work dir')
+        'the work dir',
+    )
     parser.add_argument(
-        '--amp', action='store_true', help='automatic mixed precision (GPU)')
+        '--amp', action='store_true', help='automatic mixed precision (GPU)'
+    )
     parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
-        help='scale the learning rate with the total batch size')
+        help='scale the learning rate with the total batch size',
+    )
     parser.add_argument(
         '--no-validate',
         action='store_true',
-        help='do not evaluate during training')
+        help='do not evaluate during training',
+    )
     add_common_arguments(parser)
     return parser.parse_args()
 
@@ -38,14 +48,18 @@ def main() -> None:
         cfg = load_config(args)
         if args.amp:
             if get_device() == 'cpu':
-                raise ValueError('--amp needs a GPU, and none was found: '
-                                 'leave it out to train in float32')
+                raise ValueError(
+                    '--amp needs a GPU, and none was found: '
+                    'leave it out to train in float32'
+                )
             cfg.optim_wrapper.type = 'AmpOptimWrapper'
             cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
         if args.auto_scale_lr:
             if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
-                raise ValueError('--auto-scale-lr needs auto_scale_lr = '
-                                 'dict(base_batch_size=...) in the config')
+                raise ValueError(
+                    '--auto-scale-lr needs auto_scale_lr = '
+                    'dict(base_batch_size=...) in the config'
+                )
             cfg.auto_scale_lr.enable = True
         if args.no_validate:
             cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None

@@ -5,6 +5,7 @@ Importing this package registers the backbone ``VCMamba``, the neck
 root registries. What needs
 mmpretrain is in :mod:`vcmamba_mm.classification`.
 """
+
 try:
     import mmcv  # noqa: F401
     import mmengine  # noqa: F401
@@ -13,7 +14,8 @@ except ImportError as error:
         f'vcmamba_mm needs {error.name}: install one of the two stacks, '
         '`pip install "vcmamba-mmlab[onedl]"` (current PyTorch) or '
         '`pip install "vcmamba-mmlab[openmmlab]"` (PyTorch <= 2.4, compiled '
-        'mmcv)') from error
+        'mmcv)'
+    ) from error
 
 from .models import NormGlobalAveragePooling, VCMamba
 from .transforms import LoadImage

@@ -3,6 +3,7 @@
 Two layouts are read: those MMEngine writes, and the files of the authors'
 release, ``dict(model=..., model_ema=..., args=argparse.Namespace(...), ...)``.
 """
+
 import argparse
 import os
 import pickle
@@ -55,12 +56,13 @@ def _safe_globals() -> list:
         multiarray.multiarray.scalar,
         np.ndarray,
         np.dtype,
-        *(type(np.dtype(t)) for t in ('f4', 'f8', 'i4', 'i8', 'u4'))
+        *(type(np.dtype(t)) for t in ('f4', 'f8', 'i4', 'i8', 'u4')),
     ]
 
 
-def read_checkpoint(path: str | os.PathLike,
-                    map_location: str | torch.device = 'cpu') -> dict:
+def read_checkpoint(
+    path: str | os.PathLike, map_location: str | torch.device = 'cpu'
+) -> dict:
     """Read a checkpoint without running any code it may hold.
 
     Args:
@@ -81,26 +83,32 @@ def read_checkpoint(path: str | os.PathLike,
             raise FileNotFoundError(f'checkpoint {path} does not exist')
         try:
             checkpoint = torch.load(
-                local, map_location=map_location, weights_only=True)
+                local, map_location=map_location, weights_only=True
+            )
         except pickle.UnpicklingError as error:
             refused = re.search(r'Unsupported[^\n]*|GLOBAL \S+', str(error))
             if refused:
                 raise CheckpointError(
                     f'checkpoint {path} was refused, it could run code when '
                     f'read ({refused.group().strip()}): take weights from '
-                    'somebody you trust, saved as tensors') from None
+                    'somebody you trust, saved as tensors'
+                ) from None
             raise CheckpointError(_damaged(path)) from error
-        except (RuntimeError, EOFError, zipfile.BadZipFile) as error:
+        except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
             raise CheckpointError(_damaged(path)) from error
     if not isinstance(checkpoint, dict):
-        raise CheckpointError(f'checkpoint {path} holds a '
-                              f'{type(checkpoint).__name__}, not a dict')
+        raise CheckpointError(
+            f'checkpoint {path} holds a '
+            f'{type(checkpoint).__name__}, not a dict'
+        )
     return checkpoint
 
 
 def _damaged(path: str | os.PathLike) -> str:
-    return (f'checkpoint {path} is truncated, damaged, or not a PyTorch '
-            'checkpoint: copy or download it again')
+    return (
+        f'checkpoint {path} is truncated, damaged, or not a PyTorch '
+        'checkpoint: copy or download it again'
+    )
 
 
 def write_checkpoint(checkpoint: dict, path: str | os.PathLike) -> None:
@@ -150,13 +158,15 @@ _BLOCK_NAMES = (
 )
 
 
-def _replace_prefix(key: str, names: Iterable[tuple[str, str]], to: int) -> str:
+def _replace_prefix(
+    key: str, names: Iterable[tuple[str, str]], to: int
+) -> str:
     """Swap the prefix of ``key``; ``to`` is 0 for ours, 1 for released."""
     for pair in names:
         old, new = pair[1 - to], pair[to]
         # A prefix without a dot at its end is a whole key.
         if key == old or (old.endswith('.') and key.startswith(old)):
-            return new + key[len(old):]
+            return new + key[len(old) :]
     raise KeyError(key)
 
 
@@ -176,7 +186,8 @@ def _key_to_ours(key: str) -> str:
 
 def _key_to_released(key: str) -> str:
     match = re.match(
-        r'backbone\.stages\.(\d+)\.(?:downsample|blocks\.(\d+))\.(.*)', key)
+        r'backbone\.stages\.(\d+)\.(?:downsample|blocks\.(\d+))\.(.*)', key
+    )
     if match is None:
         return _replace_prefix(key, _MODEL_NAMES, to=1)
     stage, block, rest = int(match[1]), match[2], match[3]
@@ -187,8 +198,9 @@ def _key_to_released(key: str) -> str:
     return f'network.{2 * stage}.{block}.{rest}'
 
 
-def _rename(state_dict: StateDict, rename: Callable[[str], str],
-            kind: str) -> StateDict:
+def _rename(
+    state_dict: StateDict, rename: Callable[[str], str], kind: str
+) -> StateDict:
     renamed, unknown = {}, []
     for key, value in state_dict.items():
         try:
@@ -196,8 +208,10 @@ def _rename(state_dict: StateDict, rename: Callable[[str], str],
         except (KeyError, ValueError):
             unknown.append(key)
     if unknown:
-        raise CheckpointError(f'{len(unknown)} keys are not those of a '
-                              f'{kind} VCMamba classifier: {_some(unknown)}')
+        raise CheckpointError(
+            f'{len(unknown)} keys are not those of a '
+            f'{kind} VCMamba classifier: {_some(unknown)}'
+        )
     return renamed
 
 
@@ -213,8 +227,9 @@ def to_released(state_dict: StateDict) -> StateDict:
 
 def is_released(state_dict: StateDict) -> bool:
     """Whether the keys are the release's."""
-    return any(key.startswith(('patch_embed.', 'network.'))
-               for key in state_dict)
+    return any(
+        key.startswith(('patch_embed.', 'network.')) for key in state_dict
+    )
 
 
 def _some(names: Iterable[str], limit: int = 8) -> str:
@@ -226,9 +241,9 @@ def _some(names: Iterable[str], limit: int = 8) -> str:
 # --------------------------------------------------------------- state dicts
 
 
-def extract_state_dict(checkpoint: dict,
-                       source: str | os.PathLike,
-                       key: str = 'model') -> StateDict:
+def extract_state_dict(
+    checkpoint: dict, source: str | os.PathLike, key: str = 'model'
+) -> StateDict:
     """Take the weights out of a checkpoint of either layout, in our names.
 
     Args:
@@ -250,12 +265,14 @@ def extract_state_dict(checkpoint: dict,
     if others or not state_dict:
         raise CheckpointError(
             f"checkpoint {source} holds no weights under 'state_dict' or "
-            f'{key!r}; its entries are: {_some(map(str, checkpoint))}')
+            f'{key!r}; its entries are: {_some(map(str, checkpoint))}'
+        )
     return from_released(state_dict) if is_released(state_dict) else state_dict
 
 
-def check_fit(module: nn.Module, state_dict: StateDict,
-              source: str | os.PathLike) -> None:
+def check_fit(
+    module: nn.Module, state_dict: StateDict, source: str | os.PathLike
+) -> None:
     """Compare names and shapes before anything is loaded.
 
     Position embeddings may come with another grid: the model resizes them.
@@ -268,21 +285,30 @@ def check_fit(module: nn.Module, state_dict: StateDict,
     missing, left_over = own.keys() - state_dict, state_dict.keys() - own
     shapes = [
         f'{k} {tuple(state_dict[k].shape)} for {tuple(v.shape)}'
-        for k, v in own.items() if k in state_dict
-        and (v.shape[:2] if k.endswith('pos_embed') else v.shape) !=
-        (state_dict[k].shape[:2]
-         if k.endswith('pos_embed') else state_dict[k].shape)
+        for k, v in own.items()
+        if k in state_dict
+        and (v.shape[:2] if k.endswith('pos_embed') else v.shape)
+        != (
+            state_dict[k].shape[:2]
+            if k.endswith('pos_embed')
+            else state_dict[k].shape
+        )
     ]
     problems = [
         f'{what}: {_some(names)}'
-        for what, names in (('missing', missing), ('left over', left_over),
-                            ('of another shape', shapes)) if names
+        for what, names in (
+            ('missing', missing),
+            ('left over', left_over),
+            ('of another shape', shapes),
+        )
+        if names
     ]
     if problems:
         matched = len(own.keys() & state_dict.keys()) - len(shapes)
         raise CheckpointError(
             f'checkpoint {source} does not fit {type(module).__name__} '
-            f'({matched} of {len(own)} keys match). ' + '; '.join(problems))
+            f'({matched} of {len(own)} keys match). ' + '; '.join(problems)
+        )
 
 
 def init_from_pretrained(module: BaseModule, part: str) -> bool:
@@ -312,12 +338,14 @@ def init_from_pretrained(module: BaseModule, part: str) -> bool:
     if any(k.startswith(prefix) for k in state_dict):
         state_dict = {
             k.removeprefix(prefix): v
-            for k, v in state_dict.items() if k.startswith(prefix)
+            for k, v in state_dict.items()
+            if k.startswith(prefix)
         }
     check_fit(module, state_dict, path)
     module.load_state_dict(state_dict)
     print_log(
         f'{type(module).__name__}: all {len(state_dict)} keys loaded from '
         f'{path}',
-        logger='current')
+        logger='current',
+    )
     return True

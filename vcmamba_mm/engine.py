@@ -1,4 +1,5 @@
 """What the command-line tools share: config, device, runner, errors."""
+
 import inspect
 import os
 import sys
@@ -7,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
@@ -16,8 +16,12 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from .checkpoint import (CheckpointError, check_fit, extract_state_dict,
-                         read_checkpoint)
+from .checkpoint import (
+    CheckpointError,
+    check_fit,
+    extract_state_dict,
+    read_checkpoint,
+)
 from .ops.scan import BackendError
 from .transforms import ImageReadError
 
@@ -25,24 +29,33 @@ from .transforms import ImageReadError
 def add_common_arguments(parser: ArgumentParser) -> None:
     """Add the arguments that training and testing have in common."""
     parser.add_argument(
-        '--work-dir', help='where logs and checkpoints go; by default '
-        'work_dirs/<name of the config>')
+        '--work-dir',
+        help='where logs and checkpoints go; by default '
+        'work_dirs/<name of the config>',
+    )
     parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=DictAction,
         metavar='KEY=VALUE',
         help='override settings of the config, e.g. '
-        'train_dataloader.batch_size=64 model.backbone.drop_path_rate=0.1')
+        'train_dataloader.batch_size=64 model.backbone.drop_path_rate=0.1',
+    )
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
         default='none',
-        help='how the processes were started')
+        help='how the processes were started',
+    )
     # `torch.distributed.launch` passes it; torchrun sets LOCAL_RANK instead.
     parser.add_argument(
-        '--local_rank', '--local-rank', type=int, default=0,
-        dest='local_rank', help='set by torch.distributed.launch')
+        '--local_rank',
+        '--local-rank',
+        type=int,
+        default=0,
+        dest='local_rank',
+        help='set by torch.distributed.launch',
+    )
 
 
 @contextmanager
@@ -59,13 +72,20 @@ def one_line_errors(*errors: type[Exception]) -> Iterator[None]:
         text = str(error.args[0] if isinstance(error, KeyError) else error)
         if 'Original Traceback' in text:  # from a worker of a data loader
             text = text.strip().splitlines()[-1].split(': ', 1)[-1]
-        print(f"error: {' '.join(text.split())}", file=sys.stderr, flush=True)
+        print(f'error: {" ".join(text.split())}', file=sys.stderr, flush=True)
         sys.exit(2)
 
 
 # What a wrong config, path or checkpoint raises while things are set up ...
-SETUP_ERRORS = (ValueError, TypeError, KeyError, AttributeError,
-                AssertionError, OSError, ImportError)
+SETUP_ERRORS = (
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    AssertionError,
+    OSError,
+    ImportError,
+)
 # ... and what may only turn up while the loop runs.
 LOOP_ERRORS = (CheckpointError, ImageReadError, BackendError)
 
@@ -84,8 +104,10 @@ def load_config(args: Namespace) -> Config:
     known = {*cfg, *inspect.signature(Runner.__init__).parameters}
     for option in args.cfg_options or {}:
         if option.split('.')[0] not in known:
-            raise ValueError(f'--cfg-options {option}: the config has no '
-                             f'{option.split(".")[0]!r}')
+            raise ValueError(
+                f'--cfg-options {option}: the config has no '
+                f'{option.split(".")[0]!r}'
+            )
     cfg.merge_from_dict(args.cfg_options or {})
     cfg.launcher = args.launcher
     if args.work_dir is not None:
@@ -108,7 +130,8 @@ def check_data(cfg: Config, *loops: str) -> None:
             raise FileNotFoundError(
                 f'data folder {root} does not exist: put or link the data set '
                 'there, or name another place with --cfg-options '
-                f'{loop}_dataloader.dataset.data_root=DIR')
+                f'{loop}_dataloader.dataset.data_root=DIR'
+            )
 
 
 def _replace_sync_bn(cfg: ConfigDict | list) -> int:
@@ -131,22 +154,26 @@ def adapt_to_cpu(cfg: Config) -> None:
     gloo; nothing is pinned. Each change is said in one line.
     """
     if _replace_sync_bn(cfg.model):
-        print_log('No GPU: SyncBN becomes BN (each process normalizes its own '
-                  'batch)')
+        print_log(
+            'No GPU: SyncBN becomes BN (each process normalizes its own batch)'
+        )
     for loop in ('train', 'val', 'test'):
         if cfg.get(f'{loop}_dataloader'):
             cfg[f'{loop}_dataloader'].pin_memory = False
     if cfg.launcher == 'none':
         return
     if cfg.launcher != 'pytorch':
-        raise ValueError(f'--launcher {cfg.launcher} needs GPUs: on CPUs use '
-                         'tools/dist_train.sh or tools/dist_test.sh')
+        raise ValueError(
+            f'--launcher {cfg.launcher} needs GPUs: on CPUs use '
+            'tools/dist_train.sh or tools/dist_test.sh'
+        )
     print_log('No GPU: the processes talk over gloo')
     cfg.model_wrapper_cfg = dict(
         type='MMDistributedDataParallel',
         device_ids=None,
         broadcast_buffers=False,
-        find_unused_parameters=cfg.get('find_unused_parameters', False))
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+    )
     if not dist.is_initialized():
         dist.init_process_group('gloo')
 
@@ -158,11 +185,13 @@ class SafeRunner(Runner):
     the authors' released files. No code in them runs; every key must match.
     """
 
-    def load_checkpoint(self,
-                        filename: str,
-                        map_location: str = 'cpu',
-                        strict: bool = True,
-                        revise_keys: list | None = None) -> dict:
+    def load_checkpoint(
+        self,
+        filename: str,
+        map_location: str = 'cpu',
+        strict: bool = True,
+        revise_keys: list | None = None,
+    ) -> dict:
         """Load weights; see :meth:`mmengine.runner.Runner.load_checkpoint`.
 
         Raises:

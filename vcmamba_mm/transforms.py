@@ -1,4 +1,5 @@
 """Reading pictures."""
+
 import cv2
 from mmcv.transforms import LoadImageFromFile
 from mmengine.registry import TRANSFORMS

@@ -1,8 +1,5 @@
-# A small VCMamba classifier on the built-in data set; see `make demo`.
-custom_imports = dict(
-    imports=['vcmamba_mm', 'vcmamba_mm.classification'],
-    allow_failed_imports=False)
-default_scope = 'mmpretrain'
+# A small classifier on the built-in data set of `make demo`.
+_base_ = '../_base_/default_runtime/classification.py'
 work_dir = 'work_dirs/demo/classifier'
 
 model = dict(
@@ -14,58 +11,58 @@ model = dict(
         img_size=64,
         layer_scale_init_value=1.),
     neck=dict(type='NormGlobalAveragePooling', in_channels=96),
-    head=dict(type='VCMambaClsHead', num_classes=10, in_channels=96))
+    head=dict(
+        type='VCMambaClsHead', num_classes=10, in_channels=96, topk=(1, )))
+
 data_preprocessor = dict(
     num_classes=10,
     mean=[123.675, 116.28, 103.53],
     std=[58.395, 57.12, 57.375],
-    to_rgb=True)
-
+    to_rgb=True)  # from BGR
 train_dataloader = dict(
     batch_size=64,
-    num_workers=1,
-    persistent_workers=True,
+    num_workers=0,
+    collate_fn=dict(type='default_collate'),
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
         type='CustomDataset',
-        data_root='data/demo/classification/train',
+        data_root='data/demo/classification',
+        data_prefix='train',
         pipeline=[
-            dict(type='LoadImageFromFile'),
+            dict(type='LoadImage'),
             dict(type='RandomCrop', crop_size=64, padding=4),
             dict(type='PackInputs')
         ]))
 val_dataloader = dict(
     batch_size=64,
-    num_workers=1,
-    persistent_workers=True,
+    num_workers=0,
+    collate_fn=dict(type='default_collate'),
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type='CustomDataset',
-        data_root='data/demo/classification/val',
-        pipeline=[dict(type='LoadImageFromFile'),
+        data_root='data/demo/classification',
+        data_prefix='val',
+        pipeline=[dict(type='LoadImage'),
                   dict(type='PackInputs')]))
 test_dataloader = val_dataloader
-val_evaluator = test_evaluator = dict(type='Accuracy', topk=1)
+val_evaluator = dict(type='Accuracy', topk=(1, ))
+test_evaluator = val_evaluator
 
-max_epochs = 6
-train_cfg = dict(by_epoch=True, max_epochs=max_epochs, val_interval=1)
-val_cfg = test_cfg = dict()
 optim_wrapper = dict(optimizer=dict(type='AdamW', lr=3e-3, weight_decay=0.05))
-param_scheduler = dict(
-    type='OneCycleLR',
-    eta_max=3e-3,
-    by_epoch=True,
-    total_steps=max_epochs,
-    convert_to_iter_based=True)
+max_epochs = 5
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, end=50, by_epoch=False),
+    dict(
+        type='CosineAnnealingLR',
+        begin=1,
+        T_max=max_epochs - 1,
+        by_epoch=True,
+        convert_to_iter_based=True)
+]
+train_cfg = dict(by_epoch=True, max_epochs=max_epochs, val_interval=1)
+val_cfg = dict()
+test_cfg = dict()
 
 default_hooks = dict(
-    logger=dict(type='LoggerHook', interval=10),
-    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=1))
+    logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=1))
 randomness = dict(seed=0)
-env_cfg = dict(
-    cudnn_benchmark=False,
-    mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
-    dist_cfg=dict(backend='nccl'))
-vis_backends = [dict(type='LocalVisBackend')]
-visualizer = dict(type='UniversalVisualizer', vis_backends=vis_backends)
-log_level = 'INFO'

@@ -1,4 +1,5 @@
 """The model against what the released implementation was recorded to do."""
+
 import json
 import tarfile
 
@@ -16,6 +17,7 @@ pytest.importorskip('mmpretrain')
 
 def samples(labels):
     from mmpretrain.structures import DataSample
+
     return [DataSample().set_gt_label(int(label)) for label in labels]
 
 
@@ -25,7 +27,8 @@ def test_every_stage_and_head(build_tiny, tiny_io):
 
     def record(name, module):
         module.register_forward_hook(
-            lambda module, args, out: seen.update({name: out}))
+            lambda module, args, out: seen.update({name: out})
+        )
 
     record('stem', model.backbone.stem)
     for i, stage in enumerate(model.backbone.stages):
@@ -38,21 +41,25 @@ def test_every_stage_and_head(build_tiny, tiny_io):
     assert len(seen) == 9
     for name, out in seen.items():
         torch.testing.assert_close(
-            out, tiny_io[name], rtol=1e-5, atol=1e-5,
-            msg=lambda text, name=name: f'{name}: {text}')
+            out,
+            tiny_io[name],
+            rtol=1e-5,
+            atol=1e-5,
+            msg=lambda text, name=name: f'{name}: {text}',
+        )
 
 
 def test_first_mixer_alone(build_tiny, tiny_io):
     mixer = build_tiny().eval().backbone.stages[3].blocks[2].mixer
     with torch.no_grad():
         out = mixer(tiny_io['mdm_in'])
-    torch.testing.assert_close(
-        out, tiny_io['mdm_out'], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(out, tiny_io['mdm_out'], rtol=1e-5, atol=1e-5)
 
 
 def test_distillation_loss_and_every_gradient(build_tiny, tiny_io):
     model = build_tiny(
-        type='DistilledImageClassifier', teacher=dict(type='unused')).train()
+        type='DistilledImageClassifier', teacher=dict(type='unused')
+    ).train()
 
     class Recorded:
         def logits(self, inputs):
@@ -61,14 +68,19 @@ def test_distillation_loss_and_every_gradient(build_tiny, tiny_io):
     model._teacher = Recorded()
     losses = model.loss(tiny_io['input'], samples(tiny_io['label']))
     loss = losses['loss_cls'] + losses['loss_kd']
-    for ours, recorded in ((2 * losses['loss_cls'], 'loss_cls'),
-                           (2 * losses['loss_kd'], 'loss_kd'), (loss, 'loss')):
+    for ours, recorded in (
+        (2 * losses['loss_cls'], 'loss_cls'),
+        (2 * losses['loss_kd'], 'loss_kd'),
+        (loss, 'loss'),
+    ):
         assert ours.item() == pytest.approx(
-            tiny_io[recorded].item(), rel=1e-4), recorded
+            tiny_io[recorded].item(), rel=1e-4
+        ), recorded
 
     loss.backward()
     recorded = from_released(
-        json.loads((GOLDEN / 'tiny_grad_norms.json').read_text()))
+        json.loads((GOLDEN / 'tiny_grad_norms.json').read_text())
+    )
     norms = {k: float(p.grad.norm()) for k, p in model.named_parameters()}
     assert norms.keys() == recorded.keys()
     # A bias right before a batch norm has gradient 0; what was recorded
@@ -76,7 +88,8 @@ def test_distillation_loss_and_every_gradient(build_tiny, tiny_io):
     zero = {k for k, norm in recorded.items() if norm < 1e-5}
     assert all(k.endswith('bias') and norms[k] < 1e-5 for k in zero)
     assert {k: norms[k] for k in norms.keys() - zero} == pytest.approx(
-        {k: recorded[k] for k in norms.keys() - zero}, rel=1e-4)
+        {k: recorded[k] for k in norms.keys() - zero}, rel=1e-4
+    )
 
 
 @pytest.fixture(scope='module')
@@ -86,7 +99,8 @@ def cifar10(shared_data, tmp_path_factory):
         tar.extractall(folder, filter='data')
     return sorted(
         (path.parent.name, path)
-        for path in (folder / 'cifar10_small/train').glob('*/*.jpg'))
+        for path in (folder / 'cifar10_small/train').glob('*/*.jpg')
+    )
 
 
 def test_forty_training_steps(build_tiny, cifar10):
@@ -96,19 +110,30 @@ def test_forty_training_steps(build_tiny, cifar10):
     std = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
 
     def batch(indices):
-        images = torch.stack([
-            torch.from_numpy(np.array(Image.open(cifar10[i][1])))
-            .permute(2, 0, 1) / 255 for i in indices])
+        images = torch.stack(
+            [
+                torch.from_numpy(np.array(Image.open(cifar10[i][1]))).permute(
+                    2, 0, 1
+                )
+                / 255
+                for i in indices
+            ]
+        )
         images = F.interpolate(
-            images, recorded['input_size'], mode='bilinear',
-            align_corners=False)
+            images,
+            recorded['input_size'],
+            mode='bilinear',
+            align_corners=False,
+        )
         labels = [classes.index(cifar10[i][0]) for i in indices]
         return (images - mean) / std, samples(labels)
 
     model = build_tiny().train()
     optimizer = torch.optim.AdamW(
-        model.parameters(), recorded['lr'],
-        weight_decay=recorded['weight_decay'])
+        model.parameters(),
+        recorded['lr'],
+        weight_decay=recorded['weight_decay'],
+    )
     losses = []
     for indices in recorded['batches']:
         loss = sum(model.loss(*batch(indices)).values())

@@ -19,15 +19,21 @@ def tiny(**kwargs):
 
 
 # FACTS: parameters without the heads and the neck's norm
-@pytest.mark.parametrize('arch, with_both_heads, classes',
-                         [('s', 10_478_720, 1000), ('m', 21_072_176, 1000),
-                          ('b', 31_450_832, 1000)])
+@pytest.mark.parametrize(
+    'arch, with_both_heads, classes',
+    [
+        ('s', 10_478_720, 1000),
+        ('m', 21_072_176, 1000),
+        ('b', 31_450_832, 1000),
+    ],
+)
 def test_parameter_counts(arch, with_both_heads, classes):
     model = VCMamba(arch)
     dims = model.embed_dims[-1]
     heads = 2 * classes * (dims + 1) + 2 * dims
     assert sum(p.numel() for p in model.parameters()) == (
-        with_both_heads - heads)
+        with_both_heads - heads
+    )
 
 
 def test_arch_is_what_it_says():
@@ -38,19 +44,26 @@ def test_arch_is_what_it_says():
     assert model.pos_embed.shape == (1, 288, 7, 7)
 
 
-@pytest.mark.parametrize('kwargs, message', [
-    (dict(arch='x'), "unknown arch 'x'.*'s', 'm', 'b'"),
-    (dict(arch=dict(embed_dims=(8, 16), depths=(1, 1))), "'num_mdm'"),
-    (dict(arch=dict(embed_dims=(8, 16), depths=(1, ), num_mdm=1)),
-     'same number of stages'),
-    (dict(arch=dict(embed_dims=(8, 16), depths=(1, 1), num_mdm=2)),
-     'num_mdm must be from 0 to the 1 blocks'),
-    (dict(out_indices=(0, 4)), 'out_indices must be from -4 to 3.*got 4'),
-    (dict(frozen_stages=4), 'frozen_stages must be from -1 to 3'),
-    (dict(mixer_cfg=dict(backend='cuda')), "unknown scan backend 'cuda'"),
-    (dict(mixer_cfg=dict(param_order='rows')), 'param_order'),
-    (dict(mixer_cfg=dict(conv_size=4)), 'conv_size must be odd'),
-])
+@pytest.mark.parametrize(
+    'kwargs, message',
+    [
+        (dict(arch='x'), "unknown arch 'x'.*'s', 'm', 'b'"),
+        (dict(arch=dict(embed_dims=(8, 16), depths=(1, 1))), "'num_mdm'"),
+        (
+            dict(arch=dict(embed_dims=(8, 16), depths=(1,), num_mdm=1)),
+            'same number of stages',
+        ),
+        (
+            dict(arch=dict(embed_dims=(8, 16), depths=(1, 1), num_mdm=2)),
+            'num_mdm must be from 0 to the 1 blocks',
+        ),
+        (dict(out_indices=(0, 4)), 'out_indices must be from -4 to 3.*got 4'),
+        (dict(frozen_stages=4), 'frozen_stages must be from -1 to 3'),
+        (dict(mixer_cfg=dict(backend='cuda')), "unknown scan backend 'cuda'"),
+        (dict(mixer_cfg=dict(param_order='rows')), 'param_order'),
+        (dict(mixer_cfg=dict(conv_size=4)), 'conv_size must be odd'),
+    ],
+)
 def test_bad_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message):
         tiny(**kwargs)
@@ -61,20 +74,28 @@ def test_arguments_are_not_changed():
         arch=copy.deepcopy(TINY),
         mixer_cfg=dict(d_state=4),
         norm_cfg=dict(type='BN'),
-        act_cfg=dict(type='GELU'))
+        act_cfg=dict(type='GELU'),
+    )
     before = copy.deepcopy(kwargs)
     VCMamba(**kwargs)
     assert kwargs == before
 
 
-@pytest.mark.parametrize('height, width', [(32, 257), (33, 40), (64, 64),
-                                           (97, 32), (129, 224), (257, 31 + 2)])
+@pytest.mark.parametrize(
+    'height, width',
+    [(32, 257), (33, 40), (64, 64), (97, 32), (129, 224), (257, 31 + 2)],
+)
 def test_any_input_size(height, width):
     model = tiny(out_indices=ALL).eval()
     with torch.no_grad():
         outs = model(torch.randn(1, 3, height, width))
     for out, stride, dims in zip(outs, STRIDES, TINY['embed_dims']):
-        assert out.shape == (1, dims, -(-height // stride), -(-width // stride))
+        assert out.shape == (
+            1,
+            dims,
+            -(-height // stride),
+            -(-width // stride),
+        )
         assert out.isfinite().all()
 
 
@@ -90,20 +111,26 @@ def test_position_embedding_is_resized_as_channels_first():
     other = tiny(img_size=224)
     other.load_state_dict(model.state_dict())
     expected = nn.functional.interpolate(
-        model.pos_embed, (7, 7), mode='bicubic', align_corners=False)
+        model.pos_embed, (7, 7), mode='bicubic', align_corners=False
+    )
     torch.testing.assert_close(other.pos_embed, expected)
     # the map (4, 2) gets the embedding of (4, 2)
     seen = []
     model.stages[3].blocks[2].register_forward_pre_hook(
-        lambda block, args: seen.append(args[0]))
+        lambda block, args: seen.append(args[0])
+    )
     model.stages[3].blocks[1].register_forward_hook(
-        lambda block, args, out: seen.append(out))
+        lambda block, args, out: seen.append(out)
+    )
     model.eval()(torch.randn(1, 3, 128, 64))
     torch.testing.assert_close(
         seen[1] - seen[0],
         nn.functional.interpolate(
-            model.pos_embed, (4, 2), mode='bicubic', align_corners=False),
-        atol=1e-5, rtol=1e-4)
+            model.pos_embed, (4, 2), mode='bicubic', align_corners=False
+        ),
+        atol=1e-5,
+        rtol=1e-4,
+    )
 
 
 def test_output_order_follows_out_indices():
@@ -114,24 +141,30 @@ def test_output_order_follows_out_indices():
 
 
 def test_custom_arch_without_mdm_blocks_or_with_two_stages():
-    conv = VCMamba(dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 1, 2),
-                        num_mdm=0))
+    conv = VCMamba(
+        dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 1, 2), num_mdm=0)
+    )
     assert conv.pos_embed is None
     assert conv(torch.randn(2, 3, 64, 64))[0].shape == (2, 32, 2, 2)
-    short = VCMamba(dict(embed_dims=(8, 16), depths=(1, 1), num_mdm=1),
-                    img_size=32, out_indices=(0, 1))
+    short = VCMamba(
+        dict(embed_dims=(8, 16), depths=(1, 1), num_mdm=1),
+        img_size=32,
+        out_indices=(0, 1),
+    )
     assert [tuple(o.shape) for o in short(torch.randn(2, 3, 24, 8))] == [
-        (2, 8, 6, 2), (2, 16, 3, 1)]
+        (2, 8, 6, 2),
+        (2, 16, 3, 1),
+    ]
 
 
 @pytest.mark.parametrize('frozen', [-1, 0, 2, 3])
 def test_frozen_stages(frozen):
     model = tiny(frozen_stages=frozen, drop_path_rate=0.1).train()
-    frozen_modules = [model.stem, *model.stages[:frozen + 1]] * (frozen >= 0)
+    frozen_modules = [model.stem, *model.stages[: frozen + 1]] * (frozen >= 0)
     for module in frozen_modules:
         assert not any(m.training for m in module.modules())
         assert not any(p.requires_grad for p in module.parameters())
-    for module in model.stages[frozen + 1:]:
+    for module in model.stages[frozen + 1 :]:
         assert all(m.training for m in module.modules())
         assert all(p.requires_grad for p in module.parameters())
     assert model.pos_embed.requires_grad == (frozen < 3)
@@ -145,19 +178,21 @@ def test_norm_eval():
 
 
 def test_every_parameter_gets_a_gradient():
-    model = tiny(layer_scale_init_value=1.)
+    model = tiny(layer_scale_init_value=1.0)
     model(torch.randn(2, 3, 64, 96))[0].square().mean().backward()
-    missing = [name for name, p in model.named_parameters()
-               if p.grad is None or not p.grad.isfinite().all()
-               or not p.grad.any()]
+    missing = [
+        name
+        for name, p in model.named_parameters()
+        if p.grad is None or not p.grad.isfinite().all() or not p.grad.any()
+    ]
     # A bias before a batch norm cancels out, up to rounding.
     assert not missing
 
 
 def test_checkpointing_changes_nothing():
     """Neither outputs, nor gradients, nor running statistics."""
-    plain = tiny(layer_scale_init_value=1.)
-    saving = tiny(layer_scale_init_value=1., with_cp=True)
+    plain = tiny(layer_scale_init_value=1.0)
+    saving = tiny(layer_scale_init_value=1.0, with_cp=True)
     saving.load_state_dict(plain.state_dict())
     x = torch.randn(2, 3, 64, 64)
     for model in (plain, saving):
@@ -172,8 +207,11 @@ def test_checkpointing_changes_nothing():
 
 def test_drop_path_grows_linearly_over_all_blocks():
     model = tiny(drop_path_rate=0.7)
-    rates = [block.drop_path.drop_prob for stage in model.stages
-             for block in stage.blocks]
+    rates = [
+        block.drop_path.drop_prob
+        for stage in model.stages
+        for block in stage.blocks
+    ]
     assert rates == pytest.approx([0.1 * i for i in range(8)])
 
 
@@ -181,14 +219,19 @@ def test_initial_values():
     model = tiny()
     mixer = model.stages[3].blocks[-1].mixer
     torch.testing.assert_close(
-        mixer.A_log.exp(), torch.arange(1., 17).expand(128, 16))
+        mixer.A_log.exp(), torch.arange(1.0, 17).expand(128, 16)
+    )
     assert (mixer.D == 1).all() and (mixer.dt_proj.bias == 0).all()
-    for weight in (mixer.x_proj.weight, mixer.direction_B, model.pos_embed,
-                   model.stages[2].blocks[0].ffn.fc1.weight):
+    for weight in (
+        mixer.x_proj.weight,
+        mixer.direction_B,
+        model.pos_embed,
+        model.stages[2].blocks[0].ffn.fc1.weight,
+    ):
         assert 0.015 < weight.std() < 0.025
     assert (model.stages[2].blocks[0].gamma == 1e-5).all()
     conv = VCMamba('b').stem[3].weight.detach()  # LeCun: variance 1 / (32 * 9)
-    assert conv.std() == pytest.approx((1 / 288)**0.5, rel=0.05)
+    assert conv.std() == pytest.approx((1 / 288) ** 0.5, rel=0.05)
 
 
 def test_sync_bn_by_norm_cfg():
@@ -198,9 +241,16 @@ def test_sync_bn_by_norm_cfg():
 
 
 def test_mixer_options_reach_the_mixer():
-    model = tiny(mixer_cfg=dict(
-        d_state=4, expand=1, conv_size=3, param_order='path',
-        dt_bias_scale=1., backend='reference'))
+    model = tiny(
+        mixer_cfg=dict(
+            d_state=4,
+            expand=1,
+            conv_size=3,
+            param_order='path',
+            dt_bias_scale=1.0,
+            backend='reference',
+        )
+    )
     mixer = model.stages[3].blocks[-1].mixer
     assert mixer.A_log.shape == (64, 4)
     assert mixer.dwconv.kernel_size == (3, 3)
@@ -218,15 +268,17 @@ def test_builds_from_every_scope(scope):
     model = registry.build(dict(type='VCMamba', arch=TINY, img_size=64))
     assert model(torch.randn(2, 3, 64, 64))[0].shape == (2, 64, 2, 2)
     neck = registry.build(
-        dict(type='NormGlobalAveragePooling', in_channels=64))
+        dict(type='NormGlobalAveragePooling', in_channels=64)
+    )
     assert isinstance(neck, NormGlobalAveragePooling)
 
 
 def test_neck_norms_before_pooling():
     neck = NormGlobalAveragePooling(8)
-    x = torch.randn(2, 8, 3, 5) * torch.arange(1., 6)
-    pooled, = neck((x, ))
+    x = torch.randn(2, 8, 3, 5) * torch.arange(1.0, 6)
+    (pooled,) = neck((x,))
     tokens = x.flatten(2).mT
     normed = (tokens - tokens.mean(-1, keepdim=True)) / (
-        tokens.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+        tokens.var(-1, unbiased=False, keepdim=True) + 1e-5
+    ).sqrt()
     torch.testing.assert_close(pooled, normed.mean(1))

@@ -1,4 +1,5 @@
 """What needs mmpretrain: the head and the distilling classifier."""
+
 from .distillation import DistilledImageClassifier
 from .head import VCMambaClsHead
 

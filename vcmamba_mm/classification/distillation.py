@@ -1,4 +1,5 @@
 """Training a classifier from a teacher's logits."""
+
 from __future__ import annotations
 
 import torch
@@ -10,8 +11,9 @@ from mmpretrain.structures import DataSample
 from torch import Tensor
 
 
-def distillation_loss(logits: Tensor, teacher_logits: Tensor, mode: str,
-                      tau: float) -> Tensor:
+def distillation_loss(
+    logits: Tensor, teacher_logits: Tensor, mode: str, tau: float
+) -> Tensor:
     """Loss of the student's logits against the teacher's, both (B, K).
 
     'soft': tau^2 * sum_{b,k} p_t (log p_t - log p_s) / (B K), with
@@ -24,7 +26,8 @@ def distillation_loss(logits: Tensor, teacher_logits: Tensor, mode: str,
         F.log_softmax(logits / tau, dim=1),
         F.log_softmax(teacher_logits / tau, dim=1),
         reduction='sum',
-        log_target=True)
+        log_target=True,
+    )
     return divergence * tau**2 / logits.numel()
 
 
@@ -74,23 +77,30 @@ class DistilledImageClassifier(ImageClassifier):
             out of range, or the head has no ``distillation`` classifier.
     """
 
-    def __init__(self,
-                 *args,
-                 teacher: dict,
-                 distillation: str = 'soft',
-                 alpha: float = 0.5,
-                 tau: float = 1.0,
-                 **kwargs):
+    def __init__(
+        self,
+        *args,
+        teacher: dict,
+        distillation: str = 'soft',
+        alpha: float = 0.5,
+        tau: float = 1.0,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
         if distillation not in ('soft', 'hard'):
-            raise ValueError("distillation must be 'soft' or 'hard', got "
-                             f'{distillation!r}')
+            raise ValueError(
+                f"distillation must be 'soft' or 'hard', got {distillation!r}"
+            )
         if not 0 <= alpha <= 1 or tau <= 0:
-            raise ValueError('alpha must be from 0 to 1 and tau above 0, got '
-                             f'{alpha} and {tau}')
+            raise ValueError(
+                'alpha must be from 0 to 1 and tau above 0, got '
+                f'{alpha} and {tau}'
+            )
         if getattr(self.head, 'fc_dist', None) is None:
-            raise ValueError('distillation needs a head of type '
-                             'VCMambaClsHead with distillation=True')
+            raise ValueError(
+                'distillation needs a head of type '
+                'VCMambaClsHead with distillation=True'
+            )
         self.teacher_cfg = teacher
         self.distillation = distillation
         self.alpha = alpha
@@ -99,7 +109,7 @@ class DistilledImageClassifier(ImageClassifier):
 
     def init_weights(self) -> None:
         super().init_weights()
-        self.teacher  # fail now, not in the first iteration
+        _ = self.teacher  # fail now, not in the first iteration
 
     @property
     def teacher(self) -> _Teacher:
@@ -110,8 +120,9 @@ class DistilledImageClassifier(ImageClassifier):
             self._teacher = _Teacher(model)
         return self._teacher
 
-    def loss(self, inputs: Tensor,
-             data_samples: list[DataSample]) -> dict[str, Tensor]:
+    def loss(
+        self, inputs: Tensor, data_samples: list[DataSample]
+    ) -> dict[str, Tensor]:
         """Losses of a batch (batch, 3, height, width).
 
         Returns:
@@ -121,6 +132,9 @@ class DistilledImageClassifier(ImageClassifier):
         losses = self.head._get_loss(logits, data_samples)
         losses['loss_cls'] = (1 - self.alpha) * losses.pop('loss')
         losses['loss_kd'] = self.alpha * distillation_loss(
-            dist_logits, self.teacher.logits(inputs), self.distillation,
-            self.tau)
+            dist_logits,
+            self.teacher.logits(inputs),
+            self.distillation,
+            self.tau,
+        )
         return losses

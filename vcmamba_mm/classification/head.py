@@ -1,4 +1,5 @@
 """Classification head with one or two linear layers."""
+
 import torch
 import torch.nn as nn
 from mmpretrain.models.heads import ClsHead
@@ -23,16 +24,19 @@ class VCMambaClsHead(ClsHead):
             ``ClsHead``.
     """
 
-    def __init__(self,
-                 num_classes: int,
-                 in_channels: int,
-                 distillation: bool = False,
-                 **kwargs):
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int,
+        distillation: bool = False,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.num_classes = num_classes
         self.fc = nn.Linear(in_channels, num_classes)
         self.fc_dist = (
-            nn.Linear(in_channels, num_classes) if distillation else None)
+            nn.Linear(in_channels, num_classes) if distillation else None
+        )
         for fc in filter(None, (self.fc, self.fc_dist)):
             nn.init.trunc_normal_(fc.weight, std=0.02)
             nn.init.zeros_(fc.bias)
@@ -41,15 +45,16 @@ class VCMambaClsHead(ClsHead):
         """Logits of each classifier, one or two of (batch, num_classes)."""
         x = self.pre_logits(feats)
         if self.fc_dist is None:
-            return (self.fc(x), )
+            return (self.fc(x),)
         return self.fc(x), self.fc_dist(x)
 
     def forward(self, feats: tuple[Tensor]) -> Tensor:
         """Logits averaged over the classifiers, (batch, num_classes)."""
         return torch.stack(self.logits(feats)).mean(0)
 
-    def loss(self, feats: tuple[Tensor], data_samples: list[DataSample],
-             **kwargs) -> dict[str, Tensor]:
+    def loss(
+        self, feats: tuple[Tensor], data_samples: list[DataSample], **kwargs
+    ) -> dict[str, Tensor]:
         """Mean of the classifiers' losses on the labels.
 
         Returns:

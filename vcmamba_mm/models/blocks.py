@@ -3,6 +3,7 @@
 All feature maps have shape (batch, channels, height, width). Every
 convolution has a bias, also before a norm: the released weights do.
 """
+
 import torch
 import torch.nn as nn
 from mmcv.cnn import build_activation_layer, build_norm_layer
@@ -12,12 +13,13 @@ from torch import Tensor
 from .mixer import MultiDirectionalMamba
 
 
-def _conv_norm(in_channels: int, out_channels: int,
-               norm_cfg: dict) -> list[nn.Module]:
+def _conv_norm(
+    in_channels: int, out_channels: int, norm_cfg: dict
+) -> list[nn.Module]:
     """A 3x3 convolution that halves the resolution, and its norm."""
     return [
         nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1),
-        build_norm_layer(norm_cfg, out_channels)[1]
+        build_norm_layer(norm_cfg, out_channels)[1],
     ]
 
 
@@ -26,8 +28,11 @@ class Stem(nn.Sequential):
 
     def __init__(self, in_channels: int, out_channels: int, norm_cfg: dict):
         super().__init__(
-            *_conv_norm(in_channels, out_channels // 2, norm_cfg), nn.ReLU(),
-            *_conv_norm(out_channels // 2, out_channels, norm_cfg), nn.ReLU())
+            *_conv_norm(in_channels, out_channels // 2, norm_cfg),
+            nn.ReLU(),
+            *_conv_norm(out_channels // 2, out_channels, norm_cfg),
+            nn.ReLU(),
+        )
         for conv in (self[0], self[3]):
             # LeCun normal: variance 1 / fan_in
             nn.init.kaiming_normal_(conv.weight, nonlinearity='linear')
@@ -52,14 +57,21 @@ class ConvFFN(nn.Module):
         act_cfg: Config of the two activations.
     """
 
-    def __init__(self, embed_dims: int, mlp_ratio: float, drop_rate: float,
-                 norm_cfg: dict, act_cfg: dict):
+    def __init__(
+        self,
+        embed_dims: int,
+        mlp_ratio: float,
+        drop_rate: float,
+        norm_cfg: dict,
+        act_cfg: dict,
+    ):
         super().__init__()
         hidden_dims = int(embed_dims * mlp_ratio)
         self.fc1 = nn.Conv2d(embed_dims, hidden_dims, 1)
         self.norm1 = build_norm_layer(norm_cfg, hidden_dims)[1]
         self.dwconv = nn.Conv2d(
-            hidden_dims, hidden_dims, 3, padding=1, groups=hidden_dims)
+            hidden_dims, hidden_dims, 3, padding=1, groups=hidden_dims
+        )
         self.norm2 = build_norm_layer(norm_cfg, hidden_dims)[1]
         self.act = build_activation_layer(act_cfg)
         self.fc2 = nn.Conv2d(hidden_dims, embed_dims, 1)
@@ -85,12 +97,18 @@ class FFNBlock(nn.Module):
         ffn_cfg: The remaining arguments of :class:`ConvFFN`.
     """
 
-    def __init__(self, embed_dims: int, drop_path_rate: float,
-                 layer_scale_init_value: float, ffn_cfg: dict):
+    def __init__(
+        self,
+        embed_dims: int,
+        drop_path_rate: float,
+        layer_scale_init_value: float,
+        ffn_cfg: dict,
+    ):
         super().__init__()
         self.ffn = ConvFFN(embed_dims, **ffn_cfg)
         self.gamma = nn.Parameter(
-            torch.full((embed_dims, 1, 1), layer_scale_init_value))
+            torch.full((embed_dims, 1, 1), layer_scale_init_value)
+        )
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -111,12 +129,19 @@ class MDMBlock(nn.Module):
         mixer_cfg: Further arguments of :class:`MultiDirectionalMamba`.
     """
 
-    def __init__(self, embed_dims: int, drop_path_rate: float, norm_cfg: dict,
-                 ffn_cfg: dict, mixer_cfg: dict):
+    def __init__(
+        self,
+        embed_dims: int,
+        drop_path_rate: float,
+        norm_cfg: dict,
+        ffn_cfg: dict,
+        mixer_cfg: dict,
+    ):
         super().__init__()
         self.norm1 = build_norm_layer(norm_cfg, embed_dims)[1]
         self.mixer = MultiDirectionalMamba(
-            embed_dims, norm_cfg=norm_cfg, **mixer_cfg)
+            embed_dims, norm_cfg=norm_cfg, **mixer_cfg
+        )
         self.norm2 = build_norm_layer(norm_cfg, embed_dims)[1]
         self.ffn = ConvFFN(embed_dims, **ffn_cfg)
         self.drop_path = DropPath(drop_path_rate)

@@ -1,4 +1,5 @@
 """The token mixer of the MDM block."""
+
 import math
 
 import torch
@@ -39,25 +40,33 @@ class MultiDirectionalMamba(nn.Module):
             ``conv_size`` is even.
     """
 
-    def __init__(self,
-                 embed_dims: int,
-                 d_state: int = 16,
-                 expand: int = 2,
-                 conv_size: int = 7,
-                 param_order: str = 'raster',
-                 dt_bias_scale: float = 2.0,
-                 norm_cfg: dict | None = None,
-                 backend: str = 'auto'):
+    def __init__(
+        self,
+        embed_dims: int,
+        d_state: int = 16,
+        expand: int = 2,
+        conv_size: int = 7,
+        param_order: str = 'raster',
+        dt_bias_scale: float = 2.0,
+        norm_cfg: dict | None = None,
+        backend: str = 'auto',
+    ):
         super().__init__()
         if param_order not in PARAM_ORDERS:
-            raise ValueError(f'mixer_cfg: param_order must be one of '
-                             f'{PARAM_ORDERS}, got {param_order!r}')
+            raise ValueError(
+                f'mixer_cfg: param_order must be one of '
+                f'{PARAM_ORDERS}, got {param_order!r}'
+            )
         if backend not in ('auto', *BACKENDS):
-            raise ValueError(f'mixer_cfg: unknown scan backend {backend!r}: '
-                             f"choose 'auto' or one of {BACKENDS}")
+            raise ValueError(
+                f'mixer_cfg: unknown scan backend {backend!r}: '
+                f"choose 'auto' or one of {BACKENDS}"
+            )
         if conv_size % 2 == 0:
-            raise ValueError('mixer_cfg: conv_size must be odd to keep the '
-                             f'size of the map, got {conv_size}')
+            raise ValueError(
+                'mixer_cfg: conv_size must be odd to keep the '
+                f'size of the map, got {conv_size}'
+            )
         norm_cfg = norm_cfg or dict(type='BN')
         inner_dims = expand * embed_dims
         dt_rank = math.ceil(embed_dims / 16)
@@ -72,12 +81,14 @@ class MultiDirectionalMamba(nn.Module):
             inner_dims,
             conv_size,
             padding=conv_size // 2,
-            groups=inner_dims)
+            groups=inner_dims,
+        )
         self.split_sizes = (dt_rank, d_state, d_state)
         self.x_proj = nn.Linear(inner_dims, sum(self.split_sizes), bias=False)
         self.dt_proj = nn.Linear(dt_rank, inner_dims)
         self.A_log = nn.Parameter(
-            torch.arange(1., d_state + 1).log().repeat(inner_dims, 1))
+            torch.arange(1.0, d_state + 1).log().repeat(inner_dims, 1)
+        )
         self.D = nn.Parameter(torch.ones(inner_dims))
         self.direction_B = nn.Parameter(torch.empty(NUM_DIRECTIONS, d_state))
         self.norm = nn.LayerNorm(inner_dims)
@@ -98,8 +109,12 @@ class MultiDirectionalMamba(nn.Module):
         x = x.flatten(2).transpose(1, 2)  # (batch, L, E)
         delta, B, C = self.x_proj(x).split(self.split_sizes, dim=-1)
         delta = F.softplus(
-            F.linear(delta, self.dt_proj.weight,
-                     self.dt_bias_scale * self.dt_proj.bias))
+            F.linear(
+                delta,
+                self.dt_proj.weight,
+                self.dt_bias_scale * self.dt_proj.bias,
+            )
+        )
         A = -torch.exp(self.A_log.float())
         y = multi_directional_scan(
             x,
@@ -112,7 +127,8 @@ class MultiDirectionalMamba(nn.Module):
             height,
             width,
             param_order=self.param_order,
-            backend=self.backend)
+            backend=self.backend,
+        )
         y = F.relu(self.norm(y))
         y = y.transpose(1, 2).unflatten(2, (height, width))  # (batch, E, H, W)
         return self.out_norm(self.out_proj(y))

@@ -1,4 +1,5 @@
 """Neck between the backbone and a classification head."""
+
 import torch.nn as nn
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
@@ -22,10 +23,9 @@ class NormGlobalAveragePooling(BaseModule):
             released one.
     """
 
-    def __init__(self,
-                 in_channels: int,
-                 eps: float = 1e-5,
-                 init_cfg: dict | None = None):
+    def __init__(
+        self, in_channels: int, eps: float = 1e-5, init_cfg: dict | None = None
+    ):
         super().__init__(init_cfg)
         self.norm = nn.LayerNorm(in_channels, eps=eps)
 
@@ -36,4 +36,4 @@ class NormGlobalAveragePooling(BaseModule):
     def forward(self, feats: tuple[Tensor, ...]) -> tuple[Tensor]:
         """Pool the last of ``feats``, (batch, C, H, W) -> (batch, C)."""
         tokens = feats[-1].flatten(2).transpose(1, 2)
-        return (self.norm(tokens).mean(dim=1), )
+        return (self.norm(tokens).mean(dim=1),)

@@ -1,4 +1,5 @@
 """The VCMamba backbone."""
+
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -28,7 +29,8 @@ class Stage(nn.Module):
 def _kept_batch_stats(block: nn.Module) -> Iterator[None]:
     """Keep a second forward pass from updating running statistics again."""
     norms = [
-        m for m in block.modules()
+        m
+        for m in block.modules()
         if isinstance(m, _BatchNorm) and m.training and m.track_running_stats
     ]
     kept = [(m.momentum, m.num_batches_tracked.clone()) for m in norms]
@@ -86,31 +88,37 @@ class VCMamba(BaseModule):
         s=dict(embed_dims=(32, 64, 144, 288), depths=(4, 4, 12, 8), num_mdm=4),
         m=dict(embed_dims=(48, 96, 224, 448), depths=(4, 4, 12, 6), num_mdm=4),
         b=dict(
-            embed_dims=(64, 128, 320, 512), depths=(4, 4, 12, 6), num_mdm=4))
+            embed_dims=(64, 128, 320, 512), depths=(4, 4, 12, 6), num_mdm=4
+        ),
+    )
 
-    def __init__(self,
-                 arch: str | dict = 'b',
-                 in_channels: int = 3,
-                 img_size: int | tuple[int, int] = 224,
-                 out_indices: int | tuple[int, ...] = (3, ),
-                 mlp_ratio: float = 4.,
-                 drop_rate: float = 0.,
-                 drop_path_rate: float = 0.,
-                 layer_scale_init_value: float = 1e-5,
-                 mixer_cfg: dict | None = None,
-                 norm_cfg: dict | None = None,
-                 act_cfg: dict | None = None,
-                 frozen_stages: int = -1,
-                 norm_eval: bool = False,
-                 with_cp: bool = False,
-                 init_cfg: dict | list[dict] | None = None):
+    def __init__(
+        self,
+        arch: str | dict = 'b',
+        in_channels: int = 3,
+        img_size: int | tuple[int, int] = 224,
+        out_indices: int | tuple[int, ...] = (3,),
+        mlp_ratio: float = 4.0,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        layer_scale_init_value: float = 1e-5,
+        mixer_cfg: dict | None = None,
+        norm_cfg: dict | None = None,
+        act_cfg: dict | None = None,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+    ):
         super().__init__(init_cfg)
         self.embed_dims, depths, num_mdm = self._parse_arch(arch)
         num_stages = len(depths)
         self.out_indices = self._parse_out_indices(out_indices, num_stages)
         if not -1 <= frozen_stages < num_stages:
-            raise ValueError(f'frozen_stages must be from -1 to '
-                             f'{num_stages - 1}, got {frozen_stages}')
+            raise ValueError(
+                f'frozen_stages must be from -1 to '
+                f'{num_stages - 1}, got {frozen_stages}'
+            )
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.with_cp = with_cp
@@ -119,23 +127,39 @@ class VCMamba(BaseModule):
             mlp_ratio=mlp_ratio,
             drop_rate=drop_rate,
             norm_cfg=norm_cfg,
-            act_cfg=act_cfg or dict(type='GELU'))
+            act_cfg=act_cfg or dict(type='GELU'),
+        )
 
         self.stem = Stem(in_channels, self.embed_dims[0], norm_cfg)
-        self.total_stride = 4 * 2**(num_stages - 1)
+        self.total_stride = 4 * 2 ** (num_stages - 1)
         drop_path_rates = iter(
-            torch.linspace(0, drop_path_rate, sum(depths)).tolist())
+            torch.linspace(0, drop_path_rate, sum(depths)).tolist()
+        )
         self.stages = nn.ModuleList()
         for i, (dims, depth) in enumerate(zip(self.embed_dims, depths)):
-            downsample = nn.Identity() if i == 0 else Downsample(
-                self.embed_dims[i - 1], dims, norm_cfg)
+            downsample = (
+                nn.Identity()
+                if i == 0
+                else Downsample(self.embed_dims[i - 1], dims, norm_cfg)
+            )
             num_ffn = depth - (num_mdm if i == num_stages - 1 else 0)
             blocks = [
-                FFNBlock(dims, next(drop_path_rates), layer_scale_init_value,
-                         ffn_cfg) for _ in range(num_ffn)
+                FFNBlock(
+                    dims,
+                    next(drop_path_rates),
+                    layer_scale_init_value,
+                    ffn_cfg,
+                )
+                for _ in range(num_ffn)
             ] + [
-                MDMBlock(dims, next(drop_path_rates), norm_cfg, ffn_cfg,
-                         mixer_cfg or {}) for _ in range(depth - num_ffn)
+                MDMBlock(
+                    dims,
+                    next(drop_path_rates),
+                    norm_cfg,
+                    ffn_cfg,
+                    mixer_cfg or {},
+                )
+                for _ in range(depth - num_ffn)
             ]
             self.stages.append(Stage(downsample, blocks))
 
@@ -147,7 +171,8 @@ class VCMamba(BaseModule):
                 img_size = (img_size, img_size)
             grid = [-(-size // self.total_stride) for size in img_size]
             self.pos_embed = nn.Parameter(
-                torch.empty(1, self.embed_dims[-1], *grid))
+                torch.empty(1, self.embed_dims[-1], *grid)
+            )
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self._freeze_stages()
 
@@ -157,31 +182,39 @@ class VCMamba(BaseModule):
                 raise ValueError(
                     f'unknown arch {arch!r}: choose one of '
                     f'{tuple(self.arch_settings)} or give a dict with '
-                    "'embed_dims', 'depths' and 'num_mdm'")
+                    "'embed_dims', 'depths' and 'num_mdm'"
+                )
             arch = self.arch_settings[arch.lower()]
         if set(arch) != {'embed_dims', 'depths', 'num_mdm'}:
-            raise ValueError("a custom arch needs the keys 'embed_dims', "
-                             f"'depths' and 'num_mdm', got {sorted(arch)}")
+            raise ValueError(
+                "a custom arch needs the keys 'embed_dims', "
+                f"'depths' and 'num_mdm', got {sorted(arch)}"
+            )
         dims, depths = tuple(arch['embed_dims']), tuple(arch['depths'])
         if len(dims) != len(depths) or not dims:
-            raise ValueError('arch: embed_dims and depths must have the same '
-                             f'number of stages, got {dims} and {depths}')
+            raise ValueError(
+                'arch: embed_dims and depths must have the same '
+                f'number of stages, got {dims} and {depths}'
+            )
         if not 0 <= arch['num_mdm'] <= depths[-1]:
             raise ValueError(
                 f'arch: num_mdm must be from 0 to the {depths[-1]} blocks of '
-                f"the last stage, got {arch['num_mdm']}")
+                f'the last stage, got {arch["num_mdm"]}'
+            )
         return dims, depths, arch['num_mdm']
 
     @staticmethod
-    def _parse_out_indices(out_indices: int | tuple[int, ...],
-                           num_stages: int) -> tuple[int, ...]:
+    def _parse_out_indices(
+        out_indices: int | tuple[int, ...], num_stages: int
+    ) -> tuple[int, ...]:
         if isinstance(out_indices, int):
-            out_indices = (out_indices, )
+            out_indices = (out_indices,)
         for index in out_indices:
             if not -num_stages <= index < num_stages:
                 raise ValueError(
                     f'out_indices must be from {-num_stages} to '
-                    f'{num_stages - 1} for {num_stages} stages, got {index}')
+                    f'{num_stages - 1} for {num_stages} stages, got {index}'
+                )
         return tuple(index % num_stages for index in out_indices)
 
     def init_weights(self) -> None:
@@ -192,8 +225,9 @@ class VCMamba(BaseModule):
         """Resize a position embedding that comes with another grid."""
         key = prefix + 'pos_embed'
         if self.pos_embed is not None and key in state_dict:
-            state_dict[key] = self._resize(state_dict[key],
-                                           self.pos_embed.shape[2:])
+            state_dict[key] = self._resize(
+                state_dict[key], self.pos_embed.shape[2:]
+            )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @staticmethod
@@ -202,8 +236,8 @@ class VCMamba(BaseModule):
             return pos_embed
         # bicubic interpolation exists in float32 on every device
         return F.interpolate(
-            pos_embed.float(), size, mode='bicubic',
-            align_corners=False).to(pos_embed.dtype)
+            pos_embed.float(), size, mode='bicubic', align_corners=False
+        ).to(pos_embed.dtype)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature maps.
@@ -223,7 +257,8 @@ class VCMamba(BaseModule):
             raise ValueError(
                 f'input of {x.shape[2]} x {x.shape[3]} pixels is smaller than '
                 f'the total stride {self.total_stride}: resize or pad it to '
-                f'at least {self.total_stride} x {self.total_stride}')
+                f'at least {self.total_stride} x {self.total_stride}'
+            )
         x = self.stem(x)
         outs = {}
         for i, stage in enumerate(self.stages):
@@ -242,12 +277,13 @@ class VCMamba(BaseModule):
             block,
             x,
             use_reentrant=False,
-            context_fn=lambda: (nullcontext(), _kept_batch_stats(block)))
+            context_fn=lambda: (nullcontext(), _kept_batch_stats(block)),
+        )
 
     def _freeze_stages(self) -> None:
         if self.frozen_stages < 0:
             return
-        frozen = [self.stem, *self.stages[:self.frozen_stages + 1]]
+        frozen = [self.stem, *self.stages[: self.frozen_stages + 1]]
         for module in frozen:
             module.eval()
             module.requires_grad_(False)

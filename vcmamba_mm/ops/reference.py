@@ -3,15 +3,25 @@
 Every other backend is tested against this one in float64. It is slow, keeps
 every state for autograd, and runs on any device and floating dtype.
 """
+
 import torch
 from torch import Tensor
 
 from .scan_paths import NUM_PATHS, snake_paths
 
 
-def reference_scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
-                   D: Tensor, direction_B: Tensor, height: int, width: int,
-                   param_order: str) -> Tensor:
+def reference_scan(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    direction_B: Tensor,
+    height: int,
+    width: int,
+    param_order: str,
+) -> Tensor:
     """Scan tokens along the four snake paths, one step at a time.
 
     With path o, direction d(i) of the step into position i, and q(i) = i for

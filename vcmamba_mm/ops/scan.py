@@ -1,4 +1,5 @@
 """The one operator: argument checks, choice of backend, autograd."""
+
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
@@ -30,77 +31,150 @@ def _choose_backend(backend: str) -> str:
     if backend == 'auto':
         return 'torch'
     if backend not in BACKENDS:
-        raise ValueError(f'unknown scan backend {backend!r}: choose '
-                         f"'auto' or one of {', '.join(map(repr, BACKENDS))}")
+        raise ValueError(
+            f'unknown scan backend {backend!r}: choose '
+            f"'auto' or one of {', '.join(map(repr, BACKENDS))}"
+        )
     reason = available_backends()[backend]
     if reason is not None:
         raise BackendError(
-            f'scan backend {backend!r} cannot be used here: {reason}')
+            f'scan backend {backend!r} cannot be used here: {reason}'
+        )
     return backend
 
 
-def _check(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
-           D: Tensor, direction_B: Tensor, height: int, width: int,
-           param_order: str) -> None:
+def _check(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    direction_B: Tensor,
+    height: int,
+    width: int,
+    param_order: str,
+) -> None:
     if param_order not in PARAM_ORDERS:
-        raise ValueError(f'param_order must be one of {PARAM_ORDERS}, got '
-                         f'{param_order!r}')
+        raise ValueError(
+            f'param_order must be one of {PARAM_ORDERS}, got {param_order!r}'
+        )
     if x.dim() != 3 or x.shape[1] != height * width or x.shape[1] == 0:
         raise ValueError(
             f'x must have shape (batch, height * width, channels) with '
-            f'height * width = {height} * {width} > 0, got {tuple(x.shape)}')
+            f'height * width = {height} * {width} > 0, got {tuple(x.shape)}'
+        )
     if A.dim() != 2 or A.shape[0] != x.shape[2]:
-        raise ValueError(f'A must have shape (channels, state) with channels '
-                         f'= {x.shape[2]}, got {tuple(A.shape)}')
+        raise ValueError(
+            f'A must have shape (channels, state) with channels '
+            f'= {x.shape[2]}, got {tuple(A.shape)}'
+        )
     batch, num_tokens, channels = x.shape
     num_states = A.shape[1]
     expected = dict(
         delta=(delta, (batch, num_tokens, channels)),
         B=(B, (batch, num_tokens, num_states)),
         C=(C, (batch, num_tokens, num_states)),
-        D=(D, (channels, )),
-        direction_B=(direction_B, (NUM_DIRECTIONS, num_states)))
+        D=(D, (channels,)),
+        direction_B=(direction_B, (NUM_DIRECTIONS, num_states)),
+    )
     for name, (tensor, shape) in expected.items():
         if tensor.shape != shape:
-            raise ValueError(f'{name} must have shape {shape}, got '
-                             f'{tuple(tensor.shape)}')
+            raise ValueError(
+                f'{name} must have shape {shape}, got {tuple(tensor.shape)}'
+            )
         if tensor.device != x.device:
             raise ValueError(f'{name} is on {tensor.device}, x on {x.device}')
 
 
 @torch.library.custom_op('vcmamba_mm::scan', mutates_args=())
-def _scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor,
-          direction_B: Tensor, height: int, width: int, param_order: str,
-          save_states: bool) -> tuple[Tensor, Tensor]:
+def _scan(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    direction_B: Tensor,
+    height: int,
+    width: int,
+    param_order: str,
+    save_states: bool,
+) -> tuple[Tensor, Tensor]:
     # bmm and einsum would otherwise fall to half precision.
     with torch.autocast(x.device.type, enabled=False):
-        return torch_scan.scan_forward(x, delta, A, B, C, D, direction_B,
-                                       height, width, param_order, save_states)
+        return torch_scan.scan_forward(
+            x,
+            delta,
+            A,
+            B,
+            C,
+            D,
+            direction_B,
+            height,
+            width,
+            param_order,
+            save_states,
+        )
 
 
 @_scan.register_fake
-def _(x, delta, A, B, C, D, direction_B, height, width, param_order,
-      save_states):
+def _(
+    x, delta, A, B, C, D, direction_B, height, width, param_order, save_states
+):
     chunks = -(-x.shape[1] // torch_scan.CHUNK) if save_states else 0
     return torch.empty_like(x), x.new_empty(
-        (chunks, x.shape[0], A.shape[1], NUM_PATHS, x.shape[2]))
+        (chunks, x.shape[0], NUM_PATHS, A.shape[1], x.shape[2])
+    )
 
 
 @torch.library.custom_op('vcmamba_mm::scan_backward', mutates_args=())
 def _scan_backward(
-        grad_y: Tensor, x: Tensor, delta: Tensor, A: Tensor, B: Tensor,
-        C: Tensor, D: Tensor, direction_B: Tensor, saved: Tensor, height: int,
-        width: int, param_order: str
+    grad_y: Tensor,
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    direction_B: Tensor,
+    saved: Tensor,
+    height: int,
+    width: int,
+    param_order: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     with torch.autocast(x.device.type, enabled=False):
-        return torch_scan.scan_backward(grad_y, x, delta, A, B, C, D,
-                                        direction_B, saved, height, width,
-                                        param_order)
+        return torch_scan.scan_backward(
+            grad_y,
+            x,
+            delta,
+            A,
+            B,
+            C,
+            D,
+            direction_B,
+            saved,
+            height,
+            width,
+            param_order,
+        )
 
 
 @_scan_backward.register_fake
-def _(grad_y, x, delta, A, B, C, D, direction_B, saved, height, width,
-      param_order):
+def _(
+    grad_y,
+    x,
+    delta,
+    A,
+    B,
+    C,
+    D,
+    direction_B,
+    saved,
+    height,
+    width,
+    param_order,
+):
     return tuple(map(torch.empty_like, (x, delta, A, B, C, D, direction_B)))
 
 
@@ -110,16 +184,18 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad_y, _):
-    grads = _scan_backward(grad_y, *ctx.saved_tensors, ctx.height, ctx.width,
-                           ctx.param_order)
+    grads = _scan_backward(
+        grad_y, *ctx.saved_tensors, ctx.height, ctx.width, ctx.param_order
+    )
     return *grads, None, None, None, None
 
 
 _scan.register_autograd(_backward, setup_context=_setup_context)
 
 
-def scan_macs(batch: int, num_tokens: int, channels: int,
-              num_states: int) -> int:
+def scan_macs(
+    batch: int, num_tokens: int, channels: int, num_states: int
+) -> int:
     """Multiply-accumulates of one multi-directional scan.
 
     Per path, token and channel: 4 for each state (delta A; its product with
@@ -135,23 +211,26 @@ def _scan_flops(x_shape, delta_shape, A_shape, *args, **kwargs) -> int:
 
 
 @register_flop_formula(torch.ops.vcmamba_mm.scan_backward)
-def _scan_backward_flops(grad_shape, x_shape, delta_shape, A_shape, *args,
-                         **kwargs) -> int:
+def _scan_backward_flops(
+    grad_shape, x_shape, delta_shape, A_shape, *args, **kwargs
+) -> int:
     return 4 * scan_macs(*x_shape, A_shape[1])
 
 
-def multi_directional_scan(x: Tensor,
-                           delta: Tensor,
-                           A: Tensor,
-                           B: Tensor,
-                           C: Tensor,
-                           D: Tensor,
-                           direction_B: Tensor,
-                           height: int,
-                           width: int,
-                           *,
-                           param_order: str = 'raster',
-                           backend: str = 'auto') -> Tensor:
+def multi_directional_scan(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    direction_B: Tensor,
+    height: int,
+    width: int,
+    *,
+    param_order: str = 'raster',
+    backend: str = 'auto',
+) -> Tensor:
     """Scan tokens along four snake paths and sum what each path reads out.
 
     For a path o with direction d(i) of the step into its position i
@@ -206,6 +285,7 @@ def multi_directional_scan(x: Tensor,
             y = reference_scan(*tensors, height, width, param_order)
     else:
         save_states = torch.is_grad_enabled() and any(
-            t.requires_grad for t in tensors)
+            t.requires_grad for t in tensors
+        )
         y, _ = _scan(*tensors, height, width, param_order, save_states)
     return y.to(x.dtype)

@@ -1,4 +1,5 @@
 """The four snake paths along which a feature map is scanned."""
+
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -23,14 +24,16 @@ class SnakePaths(NamedTuple):
             int64, shape (4, height * width): 0 begin, 1 right, 2 left, 3 up,
             4 down.
     """
+
     order: Tensor
     inverse: Tensor
     direction: Tensor
 
 
 @lru_cache(maxsize=256)
-def snake_paths(height: int, width: int,
-                device: torch.device | str = 'cpu') -> SnakePaths:
+def snake_paths(
+    height: int, width: int, device: torch.device | str = 'cpu'
+) -> SnakePaths:
     """Make the four paths of VCMamba (arXiv 2509.04669, fig. 3).
 
     Path 1 is the row snake from the top left, path 3 the column snake from
@@ -62,5 +65,6 @@ def snake_paths(height: int, width: int,
         direction[:, 1:] = torch.where(
             row_step == 0,
             torch.where(column_step > 0, RIGHT, LEFT),
-            torch.where(row_step < 0, UP, DOWN))
+            torch.where(row_step < 0, UP, DOWN),
+        )
         return SnakePaths(order, order.argsort(dim=1), direction)

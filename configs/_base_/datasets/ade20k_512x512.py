@@ -8,11 +8,12 @@ train_pipeline = [
         type='RandomResize',
         scale=(2048, 512),
         ratio_range=(0.5, 2.0),
-        keep_ratio=True),
+        keep_ratio=True,
+    ),
     dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PhotoMetricDistortion'),
-    dict(type='PackSegInputs')
+    dict(type='PackSegInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImage'),
@@ -20,22 +21,29 @@ test_pipeline = [
     dict(type='ResizeToMultiple', size_divisor=32),
     # After the resizing: predictions are compared at the original size.
     dict(type='LoadAnnotations', reduce_zero_label=True),
-    dict(type='PackSegInputs')
+    dict(type='PackSegInputs'),
 ]
 tta_model = dict(type='SegTTAModel')
 tta_pipeline = [
     dict(type='LoadImage'),
     dict(
         type='TestTimeAug',
-        transforms=[[
-            dict(type='Resize', scale=(2048, int(512 * r)), keep_ratio=True)
-            for r in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
-        ], [dict(type='ResizeToMultiple', size_divisor=32)],
-                    [
-                        dict(type='RandomFlip', prob=0.),
-                        dict(type='RandomFlip', prob=1.)
-                    ], [dict(type='LoadAnnotations')],
-                    [dict(type='PackSegInputs')]])
+        transforms=[
+            [
+                dict(
+                    type='Resize', scale=(2048, int(512 * r)), keep_ratio=True
+                )
+                for r in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+            ],
+            [dict(type='ResizeToMultiple', size_divisor=32)],
+            [
+                dict(type='RandomFlip', prob=0.0),
+                dict(type='RandomFlip', prob=1.0),
+            ],
+            [dict(type='LoadAnnotations')],
+            [dict(type='PackSegInputs')],
+        ],
+    ),
 ]
 
 train_dataloader = dict(
@@ -48,8 +56,11 @@ train_dataloader = dict(
         type=dataset_type,
         data_root=data_root,
         data_prefix=dict(
-            img_path='images/training', seg_map_path='annotations/training'),
-        pipeline=train_pipeline))
+            img_path='images/training', seg_map_path='annotations/training'
+        ),
+        pipeline=train_pipeline,
+    ),
+)
 val_dataloader = dict(
     batch_size=1,
     num_workers=4,
@@ -60,9 +71,11 @@ val_dataloader = dict(
         type=dataset_type,
         data_root=data_root,
         data_prefix=dict(
-            img_path='images/validation',
-            seg_map_path='annotations/validation'),
-        pipeline=test_pipeline))
+            img_path='images/validation', seg_map_path='annotations/validation'
+        ),
+        pipeline=test_pipeline,
+    ),
+)
 test_dataloader = val_dataloader
 
 val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])

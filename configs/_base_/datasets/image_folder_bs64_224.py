@@ -2,9 +2,8 @@
 dataset_type = 'CustomDataset'
 data_root = 'data/my_images'
 data_preprocessor = dict(
-    mean=[123.675, 116.28, 103.53],
-    std=[58.395, 57.12, 57.375],
-    to_rgb=True)  # from BGR
+    mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True
+)  # from BGR
 
 train_pipeline = [
     dict(type='LoadImage'),
@@ -13,11 +12,11 @@ train_pipeline = [
         scale=224,
         crop_ratio_range=(0.35, 1.0),
         backend='pillow',
-        interpolation='bicubic'),
+        interpolation='bicubic',
+    ),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-    dict(
-        type='ColorJitter', brightness=0.2, contrast=0.2, saturation=0.2),
-    dict(type='PackInputs')
+    dict(type='ColorJitter', brightness=0.2, contrast=0.2, saturation=0.2),
+    dict(type='PackInputs'),
 ]
 resize_and_crop = [
     dict(
@@ -25,22 +24,29 @@ resize_and_crop = [
         scale=256,
         edge='short',
         backend='pillow',
-        interpolation='bicubic'),
-    dict(type='CenterCrop', crop_size=224)
+        interpolation='bicubic',
+    ),
+    dict(type='CenterCrop', crop_size=224),
 ]
 test_pipeline = [
-    dict(type='LoadImage'), *resize_and_crop,
-    dict(type='PackInputs')
+    dict(type='LoadImage'),
+    *resize_and_crop,
+    dict(type='PackInputs'),
 ]
 tta_model = dict(type='AverageClsScoreTTA')
 tta_pipeline = [
-    dict(type='LoadImage'), *resize_and_crop,
+    dict(type='LoadImage'),
+    *resize_and_crop,
     dict(
         type='TestTimeAug',
-        transforms=[[
-            dict(type='RandomFlip', prob=1.),
-            dict(type='RandomFlip', prob=0.)
-        ], [dict(type='PackInputs')]])
+        transforms=[
+            [
+                dict(type='RandomFlip', prob=1.0),
+                dict(type='RandomFlip', prob=0.0),
+            ],
+            [dict(type='PackInputs')],
+        ],
+    ),
 ]
 
 train_dataloader = dict(
@@ -54,7 +60,9 @@ train_dataloader = dict(
         type=dataset_type,
         data_root=data_root,
         data_prefix='train',
-        pipeline=train_pipeline))
+        pipeline=train_pipeline,
+    ),
+)
 val_dataloader = dict(
     batch_size=64,
     num_workers=4,
@@ -66,8 +74,10 @@ val_dataloader = dict(
         type=dataset_type,
         data_root=data_root,
         data_prefix='val',
-        pipeline=test_pipeline))
+        pipeline=test_pipeline,
+    ),
+)
 test_dataloader = val_dataloader
 
-val_evaluator = dict(type='Accuracy', topk=(1, ))
+val_evaluator = dict(type='Accuracy', topk=(1,))
 test_evaluator = val_evaluator

@@ -5,7 +5,8 @@ data_preprocessor = dict(
     num_classes=1000,
     mean=[123.675, 116.28, 103.53],
     std=[58.395, 57.12, 57.375],
-    to_rgb=True)  # from BGR
+    to_rgb=True,
+)  # from BGR
 
 bgr_mean = data_preprocessor['mean'][::-1]
 bgr_std = data_preprocessor['std'][::-1]
@@ -16,7 +17,8 @@ train_pipeline = [
         type='RandomResizedCrop',
         scale=224,
         backend='pillow',
-        interpolation='bicubic'),
+        interpolation='bicubic',
+    ),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(
         type='RandAugment',
@@ -26,7 +28,9 @@ train_pipeline = [
         magnitude_level=9,
         magnitude_std=0.5,
         hparams=dict(
-            pad_val=[round(x) for x in bgr_mean], interpolation='bicubic')),
+            pad_val=[round(x) for x in bgr_mean], interpolation='bicubic'
+        ),
+    ),
     dict(
         type='RandomErasing',
         erase_prob=0.25,
@@ -34,8 +38,9 @@ train_pipeline = [
         min_area_ratio=0.02,
         max_area_ratio=1 / 3,
         fill_color=bgr_mean,
-        fill_std=bgr_std),
-    dict(type='PackInputs')
+        fill_std=bgr_std,
+    ),
+    dict(type='PackInputs'),
 ]
 resize_and_crop = [
     dict(
@@ -43,22 +48,29 @@ resize_and_crop = [
         scale=256,
         edge='short',
         backend='pillow',
-        interpolation='bicubic'),
-    dict(type='CenterCrop', crop_size=224)
+        interpolation='bicubic',
+    ),
+    dict(type='CenterCrop', crop_size=224),
 ]
 test_pipeline = [
-    dict(type='LoadImage'), *resize_and_crop,
-    dict(type='PackInputs')
+    dict(type='LoadImage'),
+    *resize_and_crop,
+    dict(type='PackInputs'),
 ]
 tta_model = dict(type='AverageClsScoreTTA')
 tta_pipeline = [
-    dict(type='LoadImage'), *resize_and_crop,
+    dict(type='LoadImage'),
+    *resize_and_crop,
     dict(
         type='TestTimeAug',
-        transforms=[[
-            dict(type='RandomFlip', prob=1.),
-            dict(type='RandomFlip', prob=0.)
-        ], [dict(type='PackInputs')]])
+        transforms=[
+            [
+                dict(type='RandomFlip', prob=1.0),
+                dict(type='RandomFlip', prob=0.0),
+            ],
+            [dict(type='PackInputs')],
+        ],
+    ),
 ]
 
 train_dataloader = dict(
@@ -72,7 +84,9 @@ train_dataloader = dict(
         type=dataset_type,
         data_root=data_root,
         split='train',
-        pipeline=train_pipeline))
+        pipeline=train_pipeline,
+    ),
+)
 val_dataloader = dict(
     batch_size=128,
     num_workers=8,
@@ -84,7 +98,9 @@ val_dataloader = dict(
         type=dataset_type,
         data_root=data_root,
         split='val',
-        pipeline=test_pipeline))
+        pipeline=test_pipeline,
+    ),
+)
 test_dataloader = val_dataloader
 
 val_evaluator = dict(type='Accuracy', topk=(1, 5))

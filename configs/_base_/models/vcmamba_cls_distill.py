@@ -4,8 +4,10 @@ _base_ = 'vcmamba_cls.py'
 model = dict(
     type='DistilledImageClassifier',
     teacher=dict(
-        type='TimmClassifier', model_name='regnety_160', pretrained=True),
+        type='TimmClassifier', model_name='regnety_160', pretrained=True
+    ),
     distillation='soft',
     alpha=0.5,
     tau=1.0,
-    head=dict(distillation=True))
+    head=dict(distillation=True),
+)

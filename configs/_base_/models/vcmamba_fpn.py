@@ -9,19 +9,22 @@ model = dict(
         bgr_to_rgb=True,
         pad_val=0,
         seg_pad_val=255,
-        size=(512, 512)),
+        size=(512, 512),
+    ),
     backbone=dict(
         type='VCMamba',
         arch='b',
         img_size=224,
         out_indices=(0, 1, 2, 3),
         drop_path_rate=0.2,
-        norm_cfg=norm_cfg),
+        norm_cfg=norm_cfg,
+    ),
     neck=dict(
         type='FPN',
         in_channels=[64, 128, 320, 512],
         out_channels=256,
-        num_outs=4),
+        num_outs=4,
+    ),
     decode_head=dict(
         type='FPNHead',
         in_channels=[256, 256, 256, 256],
@@ -33,7 +36,10 @@ model = dict(
         norm_cfg=norm_cfg,
         align_corners=False,
         loss_decode=dict(
-            type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0)),
+            type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0
+        ),
+    ),
     train_cfg=dict(),
     # mode='slide' tests as the release does; crop_size and stride are its.
-    test_cfg=dict(mode='whole', crop_size=(512, 512), stride=(341, 341)))
+    test_cfg=dict(mode='whole', crop_size=(512, 512), stride=(341, 341)),
+)

@@ -1,28 +1,29 @@
 # lr = 1e-3 * 1024 / 512
 optim_wrapper = dict(
     optimizer=dict(
-        type='AdamW',
-        lr=2e-3,
-        weight_decay=0.05,
-        eps=1e-8,
-        betas=(0.9, 0.999)),
+        type='AdamW', lr=2e-3, weight_decay=0.05, eps=1e-8, betas=(0.9, 0.999)
+    ),
     # Biases and one-dimensional parameters do not decay, all others do.
     paramwise_cfg=dict(
-        norm_decay_mult=0., bias_decay_mult=0., flat_decay_mult=0.))
+        norm_decay_mult=0.0, bias_decay_mult=0.0, flat_decay_mult=0.0
+    ),
+)
 param_scheduler = [
     dict(
         type='LinearLR',
         start_factor=1e-6 / 2e-3,
         by_epoch=True,
         end=5,
-        convert_to_iter_based=True),
+        convert_to_iter_based=True,
+    ),
     dict(
         type='CosineAnnealingLR',
         eta_min=1e-5,
         by_epoch=True,
         begin=5,
         end=300,
-        convert_to_iter_based=True)
+        convert_to_iter_based=True,
+    ),
 ]
 train_cfg = dict(by_epoch=True, max_epochs=300, val_interval=1)
 val_cfg = dict()
@@ -35,6 +36,7 @@ custom_hooks = [
         update_buffers=True,
         evaluate_on_ema=False,
         evaluate_on_origin=True,
-        priority='ABOVE_NORMAL')
+        priority='ABOVE_NORMAL',
+    )
 ]
 auto_scale_lr = dict(base_batch_size=1024)

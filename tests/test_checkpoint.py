@@ -1,0 +1,255 @@
+import os
+import pickle
+
+import pytest
+import torch
+from conftest import GOLDEN, TINY
+from mmengine.logging import MessageHub
+
+from vcmamba_mm import NormGlobalAveragePooling, VCMamba
+from vcmamba_mm.checkpoint import (
+    CheckpointError,
+    extract_state_dict,
+    from_released,
+    read_checkpoint,
+    to_released,
+    write_checkpoint,
+)
+
+RELEASE = GOLDEN / 'tiny_release.pth'
+
+
+def backbone(checkpoint=None, **kwargs):
+    init_cfg = checkpoint and dict(
+        type='Pretrained', checkpoint=str(checkpoint)
+    )
+    return VCMamba(
+        **{**dict(arch=TINY, img_size=160, init_cfg=init_cfg), **kwargs}
+    )
+
+
+@pytest.fixture(scope='module')
+def state_dict():
+    return extract_state_dict(read_checkpoint(RELEASE), RELEASE)
+
+
+class RunsCode:
+    def __reduce__(self):
+        return os.system, ('touch executed',)
+
+
+# ------------------------------------------------------------------- renaming
+
+
+@pytest.mark.parametrize('variant', ['S', 'M', 'B'])
+def test_all_released_keys_there_and_back(variant, released_keys):
+    classifier = pytest.importorskip('mmpretrain.registry').MODELS
+    import vcmamba_mm.classification  # noqa: F401
+
+    keys = {
+        k: torch.empty(shape, device='meta')
+        for k, shape in released_keys[variant].items()
+    }
+    ours = from_released(keys)
+    dims = VCMamba.arch_settings[variant.lower()]['embed_dims'][-1]
+    model = classifier.build(
+        dict(
+            type='ImageClassifier',
+            backbone=dict(type='VCMamba', arch=variant),
+            neck=dict(type='NormGlobalAveragePooling', in_channels=dims),
+            head=dict(
+                type='VCMambaClsHead',
+                num_classes=1000,
+                in_channels=dims,
+                distillation=True,
+            ),
+        )
+    )
+    assert {k: v.shape for k, v in ours.items()} == {
+        k: v.shape for k, v in model.state_dict().items()
+    }
+    assert list(to_released(ours)) == list(keys)
+
+
+def test_unknown_keys_are_listed():
+    for rename, key in (
+        (from_released, 'network.6.0.attention.weight'),
+        (from_released, 'cls_token'),
+        (to_released, 'backbone.stages.0.blocks.1.norm3.bias'),
+        (to_released, 'decode_head.conv_seg.weight'),
+    ):
+        with pytest.raises(CheckpointError, match=key):
+            rename({key: torch.zeros(1)})
+
+
+def test_averaged_weights_of_a_released_file(state_dict):
+    ema = extract_state_dict(read_checkpoint(RELEASE), RELEASE, 'model_ema')
+    key = 'backbone.stages.3.blocks.2.mixer.A_log'
+    torch.testing.assert_close(ema[key], state_dict[key] + 0.01)
+
+
+# --------------------------------------------------- loading through init_cfg
+
+
+def test_released_file_and_ours_and_backbone_alone(tmp_path, state_dict):
+    ours, alone = tmp_path / 'ours.pth', tmp_path / 'alone.pth'
+    torch.save(dict(state_dict=state_dict, meta={}), ours)
+    torch.save(
+        {
+            k.removeprefix('backbone.'): v
+            for k, v in state_dict.items()
+            if k.startswith('backbone.')
+        },
+        alone,
+    )
+    for path in (RELEASE, ours, alone):
+        model = backbone(path)
+        model.init_weights()
+        for key, value in model.state_dict().items():
+            assert torch.equal(value, state_dict['backbone.' + key])
+    neck = NormGlobalAveragePooling(
+        64, init_cfg=dict(type='Pretrained', checkpoint=str(RELEASE))
+    )
+    neck.init_weights()
+    assert torch.equal(neck.norm.weight, state_dict['neck.norm.weight'])
+
+
+def test_inside_a_larger_model():
+    mmseg = pytest.importorskip('mmseg.registry')
+    from mmengine.registry import init_default_scope
+
+    init_default_scope('mmseg')
+    model = mmseg.MODELS.build(
+        dict(
+            type='EncoderDecoder',
+            backbone=dict(
+                type='VCMamba',
+                arch=TINY,
+                out_indices=(0, 1, 2, 3),
+                init_cfg=dict(type='Pretrained', checkpoint=str(RELEASE)),
+            ),
+            decode_head=dict(
+                type='FCNHead',
+                in_channels=64,
+                channels=8,
+                num_classes=3,
+                norm_cfg=dict(type='BN'),
+            ),
+        )
+    )
+    model.init_weights()
+    recorded = read_checkpoint(RELEASE)['model']
+    torch.testing.assert_close(
+        model.backbone.stem[0].weight, recorded['patch_embed.0.weight']
+    )
+    # made for 160 x 160, the model for 224 x 224
+    assert model.backbone.pos_embed.shape == (1, 64, 7, 7)
+    torch.testing.assert_close(
+        model.backbone.pos_embed,
+        torch.nn.functional.interpolate(
+            recorded['pos_embed'], (7, 7), mode='bicubic'
+        ),
+    )
+
+
+def test_nothing_is_loaded_unless_everything_fits(tmp_path, state_dict):
+    cases = {
+        'missing: stages.0.blocks.0.gamma': {
+            k: v
+            for k, v in state_dict.items()
+            if k != 'backbone.stages.0.blocks.0.gamma'
+        },
+        'left over: extra': {**state_dict, 'backbone.extra': torch.ones(1)},
+        r'of another shape: stem.0.weight \(8, 3, 5, 5\) for \(8, 3, 3, 3\)': {
+            **state_dict,
+            'backbone.stem.0.weight': torch.ones(8, 3, 5, 5),
+        },
+        '0 of .* keys match': {'backbone.conv1.weight': torch.ones(1)},
+    }
+    for i, (message, tensors) in enumerate(cases.items()):
+        path = tmp_path / f'{i}.pth'
+        torch.save(dict(state_dict=tensors), path)
+        model = backbone(path)
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        with pytest.raises(CheckpointError, match=message):
+            model.init_weights()
+        for key, value in model.state_dict().items():
+            assert torch.equal(value, before[key])
+
+
+# --------------------------------------------------------------- safe reading
+
+
+def test_mmengine_checkpoint_with_its_message_hub(tmp_path):
+    hub = MessageHub('test_checkpoint')
+    for value in (1.0, 2.0):
+        hub.update_scalar('train/loss', value)
+    path = tmp_path / 'epoch_1.pth'
+    torch.save(
+        dict(
+            state_dict={},
+            message_hub=hub.state_dict(),
+            meta=dict(epoch=1, iter=2),
+        ),
+        path,
+    )
+    restored = read_checkpoint(path)['message_hub']
+    assert restored['log_scalars']['train/loss'].mean() == 1.5
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        dict(model={}, args=RunsCode()),
+        dict(state_dict={}, model=torch.nn.Linear(1, 1)),
+    ],
+)
+def test_code_is_refused(tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
+    torch.save(content, 'bad.pth')
+    with open('bad.pkl', 'wb') as file:
+        pickle.dump(content, file)
+    for path in ('bad.pth', 'bad.pkl'):
+        with pytest.raises(CheckpointError, match='refused.*could run code'):
+            read_checkpoint(path)
+    assert not (tmp_path / 'executed').exists()
+
+
+def test_getattr_is_limited_to_logged_scalars(tmp_path):
+
+    class Sneaky:
+        def __reduce__(self):
+            return getattr, (torch.nn.Module, '__init__')
+
+    torch.save(dict(state_dict={}, x=Sneaky()), tmp_path / 'bad.pth')
+    with pytest.raises(CheckpointError, match='could run code'):
+        read_checkpoint(tmp_path / 'bad.pth')
+
+
+@pytest.mark.parametrize('keep', [0, 10, 5000, 1_000_000])
+def test_truncated_file(tmp_path, keep):
+    path = tmp_path / 'cut.pth'
+    path.write_bytes(RELEASE.read_bytes()[:keep])
+    with pytest.raises(CheckpointError, match='truncated, damaged') as error:
+        read_checkpoint(path)
+    assert str(path) in str(error.value)
+
+
+def test_missing_file_and_no_weights(tmp_path):
+    with pytest.raises(FileNotFoundError, match='nowhere.pth does not exist'):
+        read_checkpoint(tmp_path / 'nowhere.pth')
+    with pytest.raises(CheckpointError, match='holds no weights.*epoch'):
+        extract_state_dict(dict(epoch=3), 'file')
+    torch.save([1], tmp_path / 'list.pth')
+    with pytest.raises(CheckpointError, match='holds a list'):
+        read_checkpoint(tmp_path / 'list.pth')
+
+
+def test_write_is_all_or_nothing(tmp_path):
+    path = tmp_path / 'weights.pth'
+    write_checkpoint(dict(state_dict={}), path)
+    good = path.read_bytes()
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        write_checkpoint(dict(state_dict=lambda: 0), path)
+    assert path.read_bytes() == good
+    assert os.listdir(tmp_path) == ['weights.pth']

@@ -1,0 +1,169 @@
+import pytest
+import torch
+from conftest import ROOT
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+
+CONFIGS = sorted(
+    path.relative_to(ROOT)
+    for path in (ROOT / 'configs').rglob('*.py')
+    if '_base_' not in path.parts
+)
+# Parameters of the variants with one and with two heads, and with FPN.
+CLASSIFIER = dict(s=10_189_720, m=20_623_176, b=30_937_832)
+DISTILLED = dict(s=10_478_720, m=21_072_176, b=31_450_832)
+
+
+def load(path):
+    cfg = Config.fromfile(ROOT / path)
+    pytest.importorskip(cfg.default_scope)
+    init_default_scope(cfg.default_scope)
+    return cfg
+
+
+def test_all_variants_are_there():
+    names = {path.stem for path in CONFIGS}
+    for arch in 'smb':
+        assert {
+            f'vcmamba_{arch}_8xb128_in1k',
+            f'vcmamba_{arch}_distill_8xb128_in1k',
+            f'vcmamba_{arch}_fpn_8xb4_40k_ade20k_512x512',
+        } <= names
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_builds_and_computes(path):
+    cfg = load(path)
+    model = MODELS.build(cfg.model).eval()
+    arch = cfg.model.backbone.arch
+    if path.stem.endswith('_in1k'):
+        counts = DISTILLED if 'distill' in path.stem else CLASSIFIER
+        assert sum(p.numel() for p in model.parameters()) == counts[arch]
+    with torch.no_grad():
+        out = model(torch.zeros(1, 3, 64, 64), mode='tensor')
+    head = cfg.model.get('head') or cfg.model.decode_head
+    assert out.shape[:2] == (1, head.num_classes)
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_leaves_are_short(path):
+    if path.parent.name == 'configs':
+        assert len((ROOT / path).read_text().splitlines()) < 25
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_pipelines_build(path):
+    cfg = load(path)
+    if cfg.default_scope == 'mmseg':
+        from mmseg.registry import TRANSFORMS
+    else:
+        from mmpretrain.registry import TRANSFORMS
+    loaders = [cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader]
+    pipelines = [loader.dataset.pipeline for loader in loaders]
+    for pipeline in [*pipelines, cfg.get('tta_pipeline', [])]:
+        for transform in pipeline:
+            assert TRANSFORMS.build(transform) is not None
+    assert all(
+        not loader.dataset.data_root.startswith('/') for loader in loaders
+    )
+
+
+@pytest.mark.parametrize(
+    'name', ['vcmamba_b_8xb128_in1k', 'vcmamba_b_distill_8xb128_in1k']
+)
+def test_classification_recipe(name):
+    """The values that FACTS give for the release."""
+    cfg = load(f'configs/{name}.py')
+    optimizer = cfg.optim_wrapper.optimizer
+    assert optimizer == dict(
+        type='AdamW', lr=2e-3, weight_decay=0.05, eps=1e-8, betas=(0.9, 0.999)
+    )
+    assert 'clip_grad' not in cfg.optim_wrapper
+    assert cfg.optim_wrapper.get('type', 'OptimWrapper') == 'OptimWrapper'
+    warmup, cosine = cfg.param_scheduler
+    assert optimizer.lr * warmup.start_factor == pytest.approx(1e-6)
+    assert (warmup.end, cosine.begin, cosine.end) == (5, 5, 300)
+    assert cosine.eta_min == 1e-5
+    assert cfg.train_cfg.max_epochs == 300
+    assert cfg.train_dataloader.batch_size * 8 == 1024
+    assert cfg.auto_scale_lr.base_batch_size == 1024
+    assert cfg.train_dataloader.sampler.type == 'RepeatAugSampler'
+    assert [a.alpha for a in cfg.model.train_cfg.augments] == [0.8, 1.0]
+    assert cfg.model.head.loss.label_smooth_val == 0.1
+    assert cfg.model.backbone.drop_path_rate == 0.2
+    assert cfg.model.backbone.norm_cfg.type == 'SyncBN'
+    (ema,) = cfg.custom_hooks
+    assert ema.momentum == pytest.approx(1 - 0.99996)
+    assert ema.update_buffers and ema.evaluate_on_origin
+    assert not ema.evaluate_on_ema
+    steps = {t.type: t for t in cfg.train_dataloader.dataset.pipeline}
+    assert steps['RandomErasing'].erase_prob == 0.25
+    assert steps['RandAugment'].magnitude_level == 9
+    steps = {t.type: t for t in cfg.test_dataloader.dataset.pipeline}
+    assert steps['ResizeEdge'].scale == 256
+    assert steps['CenterCrop'].crop_size == 224
+    if 'distill' in name:
+        assert cfg.model.teacher.model_name == 'regnety_160'
+        assert (cfg.model.distillation, cfg.model.alpha, cfg.model.tau) == (
+            'soft',
+            0.5,
+            1.0,
+        )
+
+
+def test_what_decays():
+    from mmengine.optim import build_optim_wrapper
+
+    cfg = load('configs/vcmamba_s_8xb128_in1k.py')
+    model = MODELS.build(cfg.model)
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    decays = {
+        id(p): group['weight_decay']
+        for group in wrapper.optimizer.param_groups
+        for p in group['params']
+    }
+    for name, parameter in model.named_parameters():
+        expected = (
+            0 if (name.endswith('bias') or parameter.ndim == 1) else 0.05
+        )
+        assert decays[id(parameter)] == expected, name
+    mixer = model.backbone.stages[3].blocks[4].mixer
+    for parameter in (
+        mixer.A_log,
+        mixer.direction_B,
+        model.backbone.pos_embed,
+        model.backbone.stages[0].blocks[0].gamma,
+    ):
+        assert decays[id(parameter)] == 0.05
+
+
+def test_segmentation_recipe():
+    cfg = load('configs/vcmamba_b_fpn_8xb4_40k_ade20k_512x512.py')
+    assert cfg.optim_wrapper.optimizer == dict(
+        type='AdamW', lr=2e-4, weight_decay=1e-4
+    )
+    assert 'paramwise_cfg' not in cfg.optim_wrapper
+    (schedule,) = cfg.param_scheduler
+    assert (schedule.power, schedule.eta_min, schedule.end) == (0.9, 0, 40000)
+    assert cfg.train_cfg.max_iters == 40000
+    assert cfg.train_dataloader.batch_size == 4
+    assert cfg.model.neck.in_channels == [64, 128, 320, 512]
+    assert 'norm_cfg' not in cfg.model.neck
+    assert cfg.model.decode_head.num_classes == 150
+    assert cfg.model.test_cfg.stride == (341, 341)
+
+
+def test_model_index_names_configs_that_exist():
+    load_index = pytest.importorskip('modelindex.load_model_index').load
+    index = load_index(str(ROOT / 'model-index.yml'))
+    index.build_models_with_collections()
+    assert {model.name for model in index.models} == {
+        path.stem
+        for path in CONFIGS
+        if path.parent.name == 'configs' and 'finetune' not in path.stem
+    }
+    for model in index.models:
+        built = MODELS.build(load(model.config).model)
+        assert sum(p.numel() for p in built.parameters()) == (
+            model.metadata.parameters
+        )

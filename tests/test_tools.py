@@ -1,0 +1,569 @@
+"""The command-line tools, by running them."""
+
+import os
+import re
+import runpy
+import shutil
+import sys
+
+import mmengine
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN, ROOT
+from PIL import Image
+
+from vcmamba_mm.checkpoint import read_checkpoint
+
+pytest.importorskip('mmpretrain')
+pytest.importorskip('mmseg')
+
+CLASSIFIER = ROOT / 'tests/data/configs/tiny_classifier.py'
+SEGMENTER = ROOT / 'tests/data/configs/tiny_segmenter.py'
+RELEASE = GOLDEN / 'tiny_release.pth'
+
+
+@pytest.fixture(scope='session')
+def pictures(tmp_path_factory):
+    """Ten classes of noise in ImageNet's layout, two pictures each."""
+    root = tmp_path_factory.mktemp('imagenet')
+    rng = np.random.default_rng(0)
+    (root / 'meta').mkdir()
+    for split in ('train', 'val'):
+        lines = []
+        for label in range(10):
+            for i in range(2):
+                name = f'{label}/{label}_{i}.jpg'
+                path = root / split / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(
+                    rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+                ).save(path)
+                lines.append(f'{name} {label}')
+        (root / 'meta' / f'{split}.txt').write_text('\n'.join(lines))
+    return root
+
+
+@pytest.fixture(scope='session')
+def scenes(tmp_path_factory):
+    """Noise with label maps in ADE20K's layout, two pictures."""
+    root = tmp_path_factory.mktemp('ade')
+    rng = np.random.default_rng(0)
+    for split in ('training', 'validation'):
+        for folder in ('images', 'annotations'):
+            (root / folder / split).mkdir(parents=True)
+        for i in range(2):
+            Image.fromarray(
+                rng.integers(0, 256, (96, 150, 3), dtype=np.uint8)
+            ).save(root / f'images/{split}/{i}.jpg')
+            Image.fromarray(
+                rng.integers(0, 4, (96, 150), dtype=np.uint8)
+            ).save(root / f'annotations/{split}/{i}.png')
+    return root
+
+
+def data_options(root, *loops):
+    return [f'{loop}_dataloader.dataset.data_root={root}' for loop in loops]
+
+
+SMALL_CLS = ['train_dataloader.dataset.pipeline.1.scale=64']
+SMALL_SEG = [
+    'train_dataloader.dataset.pipeline.2.scale=(160,96)',
+    'train_dataloader.dataset.pipeline.3.crop_size=(64,64)',
+]
+SMALL_SEG_TEST = ['test_dataloader.dataset.pipeline.1.scale=(160,96)']
+
+
+@pytest.fixture(scope='session')
+def trained(run, pictures, tmp_path_factory):
+    """Work dir of a classifier trained by two processes over gloo."""
+    work_dir = tmp_path_factory.mktemp('work') / 'classifier'
+    process = run(
+        'tools/dist_train.sh',
+        CLASSIFIER,
+        2,
+        '--work-dir',
+        work_dir,
+        '--auto-scale-lr',
+        '--cfg-options',
+        *data_options(pictures, 'train', 'val'),
+        *SMALL_CLS,
+        PORT='29611',
+    )
+    return work_dir, process.stdout + process.stderr
+
+
+def test_dist_train(trained):
+    work_dir, log = trained
+    assert 'SyncBN becomes BN' in log and 'over gloo' in log
+    # 20 pictures, a third of the repeats for each epoch, 2 processes x 4
+    assert re.search(r'Epoch\(train\) \[2\]\[3/3\].*eta.*loss: [\d.]+', log)
+    assert 'accuracy/top1' in log
+    assert 'Scaling the original LR by 0.0078125' in log  # 2 * 4 / 1024
+    line = re.findall(
+        r'loss: ([\d.]+)\s+loss_cls: ([\d.]+)\s+'
+        r'loss_dist: ([\d.]+)',
+        log,
+    )[0]
+    loss, *parts = map(float, line)
+    assert loss == pytest.approx(sum(parts), abs=2e-4)
+    saved = read_checkpoint(work_dir / 'epoch_2.pth')
+    assert saved['meta']['epoch'] == 2
+    assert set(saved['ema_state_dict']) >= {
+        'module.' + key for key in saved['state_dict']
+    }
+
+
+def test_resume(trained, run, pictures):
+    work_dir, _ = trained
+    log = run(
+        'tools/train.py',
+        CLASSIFIER,
+        '--work-dir',
+        work_dir,
+        '--resume',
+        '--no-validate',
+        '--cfg-options',
+        'train_cfg.max_epochs=3',
+        *data_options(pictures, 'train'),
+        *SMALL_CLS,
+    ).stdout
+    assert 'Epoch(train) [3]' in log and 'Epoch(train) [2]' not in log
+    assert 'Epoch(val)' not in log
+    assert (work_dir / 'epoch_3.pth').is_file()
+
+
+def test_dist_test_of_a_trained_classifier(trained, run, pictures, tmp_path):
+    work_dir, _ = trained
+    out = tmp_path / 'predictions.pkl'
+    process = run(
+        'tools/dist_test.sh',
+        CLASSIFIER,
+        work_dir / 'epoch_2.pth',
+        2,
+        '--work-dir',
+        tmp_path,
+        '--out',
+        out,
+        '--tta',
+        '--cfg-options',
+        *data_options(pictures, 'test'),
+        PORT='29612',
+    )
+    top1 = float(re.search(r'accuracy/top1: ([\d.]+)', process.stdout)[1])
+    predictions = mmengine.load(out)
+    assert len(predictions) == 20
+    right = sum(
+        int(p['pred_label']) == int(p['gt_label']) for p in predictions
+    )
+    assert top1 == pytest.approx(100 * right / 20)
+
+
+def test_test_reads_a_released_file(run, pictures, tmp_path):
+    out = tmp_path / 'predictions.pkl'
+    run(
+        'tools/test.py',
+        CLASSIFIER,
+        RELEASE,
+        '--work-dir',
+        tmp_path,
+        '--out',
+        out,
+        '--show-dir',
+        tmp_path / 'show',
+        '--cfg-options',
+        *data_options(pictures, 'test'),
+    )
+    assert len(mmengine.load(out)) == 20
+    assert len(list((tmp_path / 'show').glob('*.png'))) == 20
+
+
+@pytest.fixture(scope='session')
+def segmenter(run, scenes, trained, tmp_path_factory):
+    work_dir = tmp_path_factory.mktemp('work') / 'segmenter'
+    checkpoint = trained[0] / 'epoch_2.pth'
+    process = run(
+        'tools/train.py',
+        SEGMENTER,
+        '--work-dir',
+        work_dir,
+        '--no-validate',
+        '--cfg-options',
+        f'model.backbone.init_cfg.checkpoint={checkpoint}',
+        *SMALL_SEG,
+        *data_options(scenes, 'train', 'val'),
+    )
+    assert re.search(r'VCMamba: all \d+ keys loaded', process.stdout)
+    assert 'Iter(train) [2/2]' in process.stdout
+    return work_dir / 'iter_2.pth'
+
+
+@pytest.mark.parametrize(
+    'options', [['model.test_cfg.mode=whole'], ['model.test_cfg.mode=slide']]
+)
+def test_segmenter_whole_and_sliding(
+    segmenter, run, scenes, tmp_path, options
+):
+    log = run(
+        'tools/test.py',
+        SEGMENTER,
+        segmenter,
+        '--work-dir',
+        tmp_path,
+        '--show-dir',
+        tmp_path / 'show',
+        '--out',
+        tmp_path / 'maps',
+        '--cfg-options',
+        *data_options(scenes, 'test'),
+        *SMALL_SEG_TEST,
+        *options,
+    ).stdout
+    assert '|         wall        |' in log
+    assert re.search(r'mIoU: [\d.]+', log)
+    painted = list((tmp_path / 'show').rglob('*.png'))
+    assert len(painted) == 2
+    with Image.open(painted[0]) as image:
+        assert image.size == (300, 96)  # truth beside prediction
+    with Image.open(tmp_path / 'maps/0.png') as image:
+        assert image.size == (150, 96)
+
+
+def test_segmenter_tta(segmenter, run, scenes, tmp_path):
+    log = run(
+        'tools/test.py',
+        SEGMENTER,
+        segmenter,
+        '--work-dir',
+        tmp_path,
+        '--tta',
+        '--cfg-options',
+        *data_options(scenes, 'test'),
+    ).stdout
+    assert re.search(r'mIoU: [\d.]+', log)
+
+
+# ------------------------------------------------ the real configs, real data
+
+
+def test_imagenet_config_on_real_pictures(run, shared_data, tmp_path):
+    """configs/vcmamba_s_8xb128_in1k.py, two processes, then testing."""
+    config = 'configs/vcmamba_s_8xb128_in1k.py'
+    root = shared_data / 'imagenet_sample'
+    fast = [
+        f'{loop}_dataloader.{key}'
+        for loop in ('train', 'val', 'test')
+        for key in (
+            'num_workers=0',
+            'persistent_workers=False',
+            'batch_size=5',
+        )
+    ]
+    log = run(
+        'tools/dist_train.sh',
+        config,
+        2,
+        '--work-dir',
+        tmp_path,
+        '--no-validate',
+        '--cfg-options',
+        'train_cfg.max_epochs=1',
+        'default_hooks.logger.interval=1',
+        *fast,
+        *SMALL_CLS,
+        *data_options(root, 'train', 'val'),
+        PORT='29613',
+    ).stdout
+    assert re.search(r'Epoch\(train\) \[1\]\[2/2\].*loss: [\d.]+', log)
+    log = run(
+        'tools/test.py',
+        config,
+        tmp_path / 'epoch_1.pth',
+        '--work-dir',
+        tmp_path,
+        '--cfg-options',
+        *fast,
+        *data_options(root, 'test'),
+        'test_dataloader.dataset.pipeline.1.scale=64',
+        'test_dataloader.dataset.pipeline.2.crop_size=64',
+    ).stdout
+    assert re.search(r'accuracy/top1: [\d.]+.*accuracy/top5: [\d.]+', log)
+
+
+def test_ade20k_config_on_real_pictures(run, shared_data, tmp_path):
+    config = 'configs/vcmamba_s_fpn_8xb4_40k_ade20k_512x512.py'
+    root = shared_data / 'ade_sample/ADEChallengeData2016'
+    fast = [
+        f'{loop}_dataloader.{key}'
+        for loop in ('train', 'val', 'test')
+        for key in ('num_workers=0', 'persistent_workers=False')
+    ]
+    log = run(
+        'tools/train.py',
+        config,
+        '--work-dir',
+        tmp_path,
+        '--no-validate',
+        '--cfg-options',
+        'model.backbone.init_cfg=None',
+        'train_cfg.max_iters=1',
+        'default_hooks.checkpoint.interval=1',
+        'default_hooks.logger.interval=1',
+        'train_dataloader.batch_size=2',
+        'model.data_preprocessor.size=(64,64)',
+        *fast,
+        *SMALL_SEG,
+        *data_options(root, 'train', 'val'),
+    ).stdout
+    assert re.search(r'Iter\(train\) \[1/1\].*decode.loss_ce: [\d.]+', log)
+    log = run(
+        'tools/test.py',
+        config,
+        tmp_path / 'iter_1.pth',
+        '--work-dir',
+        tmp_path,
+        '--show-dir',
+        tmp_path / 'show',
+        '--cfg-options',
+        *fast,
+        *data_options(root, 'test'),
+        *SMALL_SEG_TEST,
+    ).stdout
+    assert re.search(r'mIoU: [\d.]+', log)
+    assert len(list((tmp_path / 'show').rglob('*.png'))) == 3
+
+
+# ---------------------------------------------------------- the smaller tools
+
+
+def test_convert_there_and_back(run, tmp_path):
+    ours, back = tmp_path / 'ours.pth', tmp_path / 'back.pth'
+    assert (
+        'keys written'
+        in run('tools/convert_checkpoint.py', RELEASE, ours).stdout
+    )
+    run('tools/convert_checkpoint.py', ours, back, '--reverse')
+    released = read_checkpoint(RELEASE)['model']
+    converted = read_checkpoint(back)['model']
+    assert list(converted) == list(released)
+    assert all(torch.equal(converted[k], v) for k, v in released.items())
+    run('tools/convert_checkpoint.py', RELEASE, ours, '--key', 'model_ema')
+    weight = read_checkpoint(ours)['state_dict']['head.fc.weight']
+    torch.testing.assert_close(weight, released['head.weight'] + 0.01)
+
+
+def test_get_flops(run):
+    config = 'configs/vcmamba_s_8xb128_in1k.py'
+    out = run('tools/get_flops.py', config).stdout
+    assert '224 x 224' in out and '10.190 M' in out
+    macs = float(re.search(r'MACs +([\d.]+) G', out)[1])
+    # The paper's figure, 1.08 G, counts the scan differently.
+    assert macs == pytest.approx(1.08, rel=0.01)
+    scan = float(re.search(r'scan +([\d.]+) G', out)[1])
+    # 4 layers x 4 paths x 49 tokens x 576 channels x (4 * 16 + 2)
+    assert scan == pytest.approx(4 * 4 * 49 * 576 * 66 / 1e9, abs=5e-4)
+    out = run('tools/get_flops.py', config, '--shape', 64, 96).stdout
+    assert '64 x 96' in out
+
+
+@pytest.mark.parametrize(
+    'script, args',
+    [('slurm_train.sh', []), ('slurm_test.sh', ['weights.pth'])],
+)
+def test_slurm_launchers(run, tmp_path, script, args):
+    srun = tmp_path / 'srun'
+    srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    srun.chmod(0o755)
+    words = run(
+        f'tools/{script}',
+        'gpu',
+        'job',
+        'config.py',
+        *args,
+        '--work-dir',
+        'a b',
+        GPUS='16',
+        SRUN_ARGS='--qos=high --time=1:00',
+        PATH=f'{tmp_path}:{os.environ["PATH"]}',
+    ).stdout.splitlines()
+    assert {
+        '--partition=gpu',
+        '--job-name=job',
+        '--ntasks=16',
+        '--ntasks-per-node=8',
+        '--qos=high',
+        '--time=1:00',
+    } <= set(words)
+    tool = script.replace('slurm_', '').replace('.sh', '.py')
+    command = words[words.index('-u') + 1 :]
+    assert command[0].endswith(f'tools/{tool}')
+    assert command[1:] == [
+        'config.py',
+        *args,
+        '--work-dir',
+        'a b',
+        '--launcher',
+        'slurm',
+    ]
+
+
+# ------------------------------------------------------------------ bad input
+
+
+@pytest.fixture
+def tool(monkeypatch, capfd, tmp_path):
+    """Run a tool in this process; return its exit code and last error."""
+
+    def tool(script, *args):
+        monkeypatch.chdir(ROOT)
+        argv = [script, *map(str, args)]
+        if script in ('train.py', 'test.py'):
+            argv += ['--work-dir', str(tmp_path / 'work')]
+        monkeypatch.setattr(sys, 'argv', argv)
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(f'tools/{script}', run_name='__main__')
+        errors = [
+            line
+            for line in capfd.readouterr().err.splitlines()
+            if line.startswith('error: ')
+        ]
+        assert len(errors) == 1
+        return stop.value.code, errors[0]
+
+    return tool
+
+
+def with_arch(tmp_path, text):
+    path = tmp_path / 'config.py'
+    path.write_text(f"_base_ = '{CLASSIFIER}'\nmodel = dict({text})\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    'text, message',
+    [
+        (
+            "backbone=dict(_delete_=True, type='VCMamba', arch='x')",
+            "unknown arch 'x': choose one of",
+        ),
+        (
+            'backbone=dict(out_indices=(0, 9))',
+            'out_indices must be from -4 to 3',
+        ),
+        (
+            "backbone=dict(mixer_cfg=dict(backend='cuda'))",
+            "unknown scan backend 'cuda'",
+        ),
+        ('backbone=dict(widht=3)', "unexpected keyword argument 'widht'"),
+        ("backbone=dict(type='VCMumba')", 'VCMumba is not in the'),
+    ],
+)
+def test_wrong_config(tool, pictures, tmp_path, text, message):
+    code, error = tool(
+        'train.py',
+        with_arch(tmp_path, text),
+        '--cfg-options',
+        *data_options(pictures, 'train', 'val'),
+    )
+    assert code == 2 and message in error
+
+
+@pytest.mark.parametrize(
+    'args, message',
+    [
+        (['configs/nothing.py'], 'config configs/nothing.py does not exist'),
+        ([CLASSIFIER], 'data folder data does not exist'),
+        ([CLASSIFIER, '--amp'], '--amp needs a GPU'),
+        (
+            [CLASSIFIER, '--cfg-options', 'max_epoch=3'],
+            "the config has no 'max_epoch'",
+        ),
+        ([CLASSIFIER, '--launcher', 'slurm'], 'needs GPUs'),
+    ],
+)
+def test_wrong_train_arguments(tool, pictures, args, message):
+    if '--launcher' in args or '--amp' in args:
+        args = [
+            *args,
+            '--cfg-options',
+            *data_options(pictures, 'train', 'val'),
+        ]
+    code, error = tool('train.py', *args)
+    assert code == 2 and message in error
+
+
+def test_corrupt_picture(tool, pictures, tmp_path):
+    root = tmp_path / 'pictures'
+    shutil.copytree(pictures, root)
+    (root / 'train/3/3_1.jpg').write_bytes(b'not a picture')
+    options = [
+        *data_options(root, 'train', 'val'),
+        *SMALL_CLS,
+        'train_dataloader.sampler.type=DefaultSampler',
+    ]
+    for workers in (0, 1):
+        code, error = tool(
+            'train.py',
+            CLASSIFIER,
+            '--cfg-options',
+            f'train_dataloader.num_workers={workers}',
+            *options,
+        )
+        assert code == 2
+        assert 'train/3/3_1.jpg cannot be read (missing or corrupt)' in error
+
+
+def test_wrong_checkpoints(tool, pictures, tmp_path):
+    cut, foreign, code_file = (
+        tmp_path / name for name in ('cut.pth', 'foreign.pth', 'code.pth')
+    )
+    cut.write_bytes(RELEASE.read_bytes()[:100_000])
+    torch.save({'state_dict': torch.nn.Linear(2, 2).state_dict()}, foreign)
+    torch.save({'state_dict': torch.nn.Linear(2, 2)}, code_file)
+    cases = {
+        tmp_path / 'none.pth': 'none.pth does not exist',
+        cut: 'cut.pth is truncated, damaged',
+        foreign: r'does not fit ImageClassifier (0 of',
+        code_file: 'code.pth was refused, it could run code',
+    }
+    for path, message in cases.items():
+        code, error = tool(
+            'test.py',
+            CLASSIFIER,
+            path,
+            '--cfg-options',
+            *data_options(pictures, 'test'),
+        )
+        assert code == 2 and message in error
+
+
+def test_wrong_test_arguments(tool, pictures):
+    options = ['--cfg-options', *data_options(pictures, 'test')]
+    for args, message in (
+        (['--out', 'x.txt'], 'must end with .pkl'),
+        (['--tta', '--show-dir', 'x'], 'leave one out'),
+    ):
+        code, error = tool('test.py', CLASSIFIER, RELEASE, *args, *options)
+        assert code == 2 and message in error
+
+
+def test_convert_writes_nothing_on_error(tool, tmp_path):
+    dst = tmp_path / 'dst.pth'
+    foreign = tmp_path / 'foreign.pth'
+    torch.save(torch.nn.Linear(2, 2).state_dict(), foreign)
+    for args, message in (
+        ([RELEASE, RELEASE], 'name another file'),
+        ([RELEASE, dst, '--reverse'], 'leave out --reverse'),
+        ([foreign, dst], 'has no released names'),
+        ([foreign, dst, '--reverse'], 'keys are not those of'),
+    ):
+        code, error = tool('convert_checkpoint.py', *args)
+        assert code == 2 and message in error
+        assert not dst.exists()
+
+
+@pytest.mark.parametrize('script', ['dist_train.sh', 'dist_test.sh'])
+def test_launchers_say_what_is_missing(run, script):
+    process = run(f'tools/{script}', 'config.py', check=False)
+    assert process.returncode != 0
+    assert 'is missing' in process.stderr
