@@ -5,6 +5,7 @@ release, ``dict(model=..., model_ema=..., args=argparse.Namespace(...), ...)``.
 """
 
 import argparse
+import codecs
 import os
 import pickle
 import re
@@ -47,13 +48,13 @@ _history_buffer_method.__name__ = 'getattr'
 
 def _safe_globals() -> list:
     """Everything besides tensors that a checkpoint may refer to by name."""
-    multiarray = getattr(np, '_core', None) or np.core
     return [
+        codecs.encode,  # how older pickles spell bytes
         argparse.Namespace,  # the release's `args`
         HistoryBuffer,  # the rest: MMEngine's logged scalars
         _history_buffer_method,
-        multiarray.multiarray._reconstruct,
-        multiarray.multiarray.scalar,
+        np.zeros(1).__reduce__()[0],  # named differently in NumPy 1 and 2
+        np.float64().__reduce__()[0],
         np.ndarray,
         np.dtype,
         *(type(np.dtype(t)) for t in ('f4', 'f8', 'i4', 'i8', 'u4')),
