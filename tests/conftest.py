@@ -9,6 +9,11 @@ import pytest
 import torch
 from mmengine.registry import init_default_scope
 
+# Without a GPU the kernels run in Triton's interpreter. It has to be chosen
+# before they are imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault('TRITON_INTERPRET', '1')
+
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / 'data' / 'golden'
 SHARED = ROOT.parent / 'shared' / 'data'
@@ -114,3 +119,12 @@ def run():
         return process
 
     return run
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason='needs a CUDA device')
+    for item in items:
+        if 'gpu' in item.keywords:
+            item.add_marker(skip)

@@ -16,6 +16,22 @@ class BackendError(RuntimeError):
     """A scan backend that cannot be used here."""
 
 
+def _why_no_triton() -> str | None:
+    try:
+        import triton
+    except ImportError:
+        return 'triton is not installed: pip install triton'
+    major, minor = map(int, triton.__version__.split('.')[:2])
+    if (major, minor) < (3, 3):
+        return (
+            f'triton {triton.__version__} is too old: take 3.3 or newer, '
+            'which comes with PyTorch 2.7'
+        )
+    if not (torch.cuda.is_available() or triton.knobs.runtime.interpret):
+        return 'no CUDA GPU was found (TRITON_INTERPRET=1 simulates one)'
+    return None
+
+
 def available_backends() -> dict[str, str | None]:
     """Which scan backends can be used here.
 
@@ -23,17 +39,23 @@ def available_backends() -> dict[str, str | None]:
         dict: For each name of ``BACKENDS``, None if it can be used, else the
         reason why not.
     """
-    missing = f'not part of this version of vcmamba_mm; use {"torch"!r}'
-    return dict(reference=None, torch=None, triton=missing, mamba_ssm=missing)
+    return dict(
+        reference=None,
+        torch=None,
+        triton=_why_no_triton(),
+        mamba_ssm="not part of this version of vcmamba_mm: use 'torch'",
+    )
 
 
 def _choose_backend(backend: str) -> str:
     if backend == 'auto':
+        # The triton kernels have not run on a GPU yet, only in Triton's
+        # interpreter: they have to be asked for.
         return 'torch'
     if backend not in BACKENDS:
         raise ValueError(
-            f'unknown scan backend {backend!r}: choose '
-            f"'auto' or one of {', '.join(map(repr, BACKENDS))}"
+            f"unknown scan backend {backend!r}: choose 'auto' or one of "
+            f'{", ".join(map(repr, BACKENDS))}'
         )
     reason = available_backends()[backend]
     if reason is not None:
@@ -87,6 +109,10 @@ def _check(
             raise ValueError(f'{name} is on {tensor.device}, x on {x.device}')
 
 
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
 @torch.library.custom_op('vcmamba_mm::scan', mutates_args=())
 def _scan(
     x: Tensor,
@@ -99,33 +125,33 @@ def _scan(
     height: int,
     width: int,
     param_order: str,
+    backend: str,
     save_states: bool,
 ) -> tuple[Tensor, Tensor]:
-    # bmm and einsum would otherwise fall to half precision.
+    tensors = (x, delta, A, B, C, D, direction_B)
+    if backend == 'triton':
+        from . import triton_scan
+
+        y = triton_scan.scan_forward(*tensors, height, width, param_order)
+        return y, x.new_empty(0, dtype=_compute_dtype(x))
+    tensors = [t.to(_compute_dtype(x)) for t in tensors]
+    # Matrix products would otherwise fall to half precision.
     with torch.autocast(x.device.type, enabled=False):
-        return torch_scan.scan_forward(
-            x,
-            delta,
-            A,
-            B,
-            C,
-            D,
-            direction_B,
-            height,
-            width,
-            param_order,
-            save_states,
+        y, saved = torch_scan.scan_forward(
+            *tensors, height, width, param_order, save_states
         )
+    return y.to(x.dtype), saved
 
 
 @_scan.register_fake
-def _(
-    x, delta, A, B, C, D, direction_B, height, width, param_order, save_states
-):
-    chunks = -(-x.shape[1] // torch_scan.CHUNK) if save_states else 0
-    return torch.empty_like(x), x.new_empty(
-        (chunks, x.shape[0], NUM_PATHS, A.shape[1], x.shape[2])
-    )
+def _(x, delta, A, B, C, D, direction_B, height, width, param_order,
+      backend, save_states):  # fmt: skip
+    shape = (0,)
+    if backend == 'torch':
+        chunks = -(-x.shape[1] // torch_scan.CHUNK) if save_states else 0
+        shape = (chunks, x.shape[0], NUM_PATHS, A.shape[1], x.shape[2])
+    y = x.new_empty(x.shape)
+    return y, x.new_empty(shape, dtype=_compute_dtype(x))
 
 
 @torch.library.custom_op('vcmamba_mm::scan_backward', mutates_args=())
@@ -142,52 +168,45 @@ def _scan_backward(
     height: int,
     width: int,
     param_order: str,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    with torch.autocast(x.device.type, enabled=False):
-        return torch_scan.scan_backward(
-            grad_y,
-            x,
-            delta,
-            A,
-            B,
-            C,
-            D,
-            direction_B,
-            saved,
-            height,
-            width,
-            param_order,
+    inputs = (x, delta, A, B, C, D, direction_B)
+    if backend == 'triton':
+        from . import triton_scan
+
+        return triton_scan.scan_backward(
+            grad_y, *inputs, height, width, param_order
         )
+    tensors = [t.to(_compute_dtype(x)) for t in (grad_y, *inputs)]
+    with torch.autocast(x.device.type, enabled=False):
+        grads = torch_scan.scan_backward(
+            *tensors, saved, height, width, param_order
+        )
+    return tuple(grad.to(t.dtype) for grad, t in zip(grads, inputs))
 
 
 @_scan_backward.register_fake
-def _(
-    grad_y,
-    x,
-    delta,
-    A,
-    B,
-    C,
-    D,
-    direction_B,
-    saved,
-    height,
-    width,
-    param_order,
-):
-    return tuple(map(torch.empty_like, (x, delta, A, B, C, D, direction_B)))
+def _(grad_y, x, delta, A, B, C, D, direction_B, saved, height, width,
+      param_order, backend):  # fmt: skip
+    inputs = (x, delta, A, B, C, D, direction_B)
+    return tuple(t.new_empty(t.shape) for t in inputs)
 
 
 def _setup_context(ctx, inputs, output):
-    *tensors, ctx.height, ctx.width, ctx.param_order, _ = inputs
+    *tensors, ctx.height, ctx.width, ctx.param_order, ctx.backend, _ = inputs
     ctx.save_for_backward(*tensors, output[1])
 
 
 def _backward(ctx, grad_y, _):
     grads = _scan_backward(
-        grad_y, *ctx.saved_tensors, ctx.height, ctx.width, ctx.param_order
+        grad_y,
+        *ctx.saved_tensors,
+        ctx.height,
+        ctx.width,
+        ctx.param_order,
+        ctx.backend,
     )
-    return *grads, None, None, None, None
+    return *grads, None, None, None, None, None
 
 
 _scan.register_autograd(_backward, setup_context=_setup_context)
@@ -278,14 +297,13 @@ def multi_directional_scan(
     """
     _check(x, delta, A, B, C, D, direction_B, height, width, param_order)
     backend = _choose_backend(backend)
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    tensors = [t.to(dtype) for t in (x, delta, A, B, C, D, direction_B)]
+    tensors = (x, delta, A, B, C, D, direction_B)
     if backend == 'reference':
+        tensors = [t.to(_compute_dtype(x)) for t in tensors]
         with torch.autocast(x.device.type, enabled=False):
             y = reference_scan(*tensors, height, width, param_order)
-    else:
-        save_states = torch.is_grad_enabled() and any(
-            t.requires_grad for t in tensors
-        )
-        y, _ = _scan(*tensors, height, width, param_order, save_states)
-    return y.to(x.dtype)
+        return y.to(x.dtype)
+    save_states = torch.is_grad_enabled() and any(
+        t.requires_grad for t in tensors
+    )
+    return _scan(*tensors, height, width, param_order, backend, save_states)[0]
