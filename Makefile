@@ -3,6 +3,8 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
+# Threads that wait do not take the core from those that work.
+export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: demo test lint clean
 
@@ -13,8 +15,24 @@ $(VENV)/installed: setup.py pyproject.toml $(wildcard requirements/*.txt)
 	$(BIN)/pip install --quiet --editable '.[onedl,distill,demo,test]'
 	touch $@
 
+CLASSIFIER := configs/demo/vcmamba_demo_digits.py
+SEGMENTER := configs/demo/vcmamba_demo_fpn_digits.py
+WORK := work_dirs/demo
+
+demo: $(VENV)/installed
+	rm -rf $(WORK)
+	python -m vcmamba_mm.demo data --root data/demo
+	python tools/train.py $(CLASSIFIER)
+	python tools/test.py $(CLASSIFIER) $(WORK)/classifier/epoch_5.pth \
+		--out $(WORK)/classifier/predictions.pkl
+	python tools/train.py $(SEGMENTER)
+	python tools/test.py $(SEGMENTER) $(WORK)/segmenter/iter_300.pth \
+		--out $(WORK)/segmenter/predictions
+	python -m vcmamba_mm.demo report --work-dir $(WORK)
+	@echo 'Open $(WORK)/report.html'
+
 test: $(VENV)/installed
-	$(BIN)/pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -6,19 +6,22 @@ model = dict(
     type='ImageClassifier',
     backbone=dict(
         type='VCMamba',
-        arch=dict(
-            embed_dims=(16, 32, 64, 96), depths=(1, 1, 2, 3), num_mdm=2),
+        arch=dict(embed_dims=(16, 32, 64, 96), depths=(1, 1, 2, 3), num_mdm=2),
         img_size=64,
-        layer_scale_init_value=1.),
+        layer_scale_init_value=1.0,
+    ),
     neck=dict(type='NormGlobalAveragePooling', in_channels=96),
     head=dict(
-        type='VCMambaClsHead', num_classes=10, in_channels=96, topk=(1, )))
+        type='VCMambaClsHead', num_classes=10, in_channels=96, topk=(1,)
+    ),
+)
 
 data_preprocessor = dict(
     num_classes=10,
     mean=[123.675, 116.28, 103.53],
     std=[58.395, 57.12, 57.375],
-    to_rgb=True)  # from BGR
+    to_rgb=True,
+)  # from BGR
 train_dataloader = dict(
     batch_size=64,
     num_workers=0,
@@ -31,8 +34,10 @@ train_dataloader = dict(
         pipeline=[
             dict(type='LoadImage'),
             dict(type='RandomCrop', crop_size=64, padding=4),
-            dict(type='PackInputs')
-        ]))
+            dict(type='PackInputs'),
+        ],
+    ),
+)
 val_dataloader = dict(
     batch_size=64,
     num_workers=0,
@@ -42,10 +47,11 @@ val_dataloader = dict(
         type='CustomDataset',
         data_root='data/demo/classification',
         data_prefix='val',
-        pipeline=[dict(type='LoadImage'),
-                  dict(type='PackInputs')]))
+        pipeline=[dict(type='LoadImage'), dict(type='PackInputs')],
+    ),
+)
 test_dataloader = val_dataloader
-val_evaluator = dict(type='Accuracy', topk=(1, ))
+val_evaluator = dict(type='Accuracy', topk=(1,))
 test_evaluator = val_evaluator
 
 optim_wrapper = dict(optimizer=dict(type='AdamW', lr=3e-3, weight_decay=0.05))
@@ -57,12 +63,14 @@ param_scheduler = [
         begin=1,
         T_max=max_epochs - 1,
         by_epoch=True,
-        convert_to_iter_based=True)
+        convert_to_iter_based=True,
+    ),
 ]
 train_cfg = dict(by_epoch=True, max_epochs=max_epochs, val_interval=1)
 val_cfg = dict()
 test_cfg = dict()
 
 default_hooks = dict(
-    logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=1))
+    logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=1)
+)
 randomness = dict(seed=0)

@@ -1,4 +1,5 @@
 """The built-in data set and the report of the quick start."""
+
 import json
 import re
 from html.parser import HTMLParser
@@ -18,14 +19,16 @@ from vcmamba_mm.demo.report import confusion_matrix, iou_per_class
 
 COUNTS = dict(
     classification=dict(train=12, val=6),
-    segmentation=dict(training=5, validation=3))
+    segmentation=dict(training=5, validation=3),
+)
 CONFIGS = Path(__file__).parents[2] / 'configs' / 'demo'
 
 
 def contents(root: Path) -> dict[str, bytes]:
     return {
         path.relative_to(root).as_posix(): path.read_bytes()
-        for path in root.rglob('*') if path.is_file()
+        for path in root.rglob('*')
+        if path.is_file()
     }
 
 
@@ -72,10 +75,13 @@ def test_layout(dataset):
         assert len(files) == count
         assert {Image.open(f).size for f in files} == {(64, 64)}
     for split, count in COUNTS['segmentation'].items():
-        names = [{
-            file.name
-            for file in dataset.glob(f'segmentation/{kind}/{split}/*.png')
-        } for kind in ('images', 'annotations')]
+        names = [
+            {
+                file.name
+                for file in dataset.glob(f'segmentation/{kind}/{split}/*.png')
+            }
+            for kind in ('images', 'annotations')
+        ]
         assert names[0] == names[1] and len(names[0]) == count
 
 
@@ -90,16 +96,19 @@ def test_nothing_held_out_is_in_training():
 def test_annotations_agree_with_digits(dataset):
     for split, count in COUNTS['segmentation'].items():
         for i, (picture, annotation, label) in enumerate(
-                generate('segmentation', split, count)):
+            generate('segmentation', split, count)
+        ):
             saved = Image.open(
-                dataset / f'segmentation/annotations/{split}/{i:05}.png')
+                dataset / f'segmentation/annotations/{split}/{i:05}.png'
+            )
             assert saved.mode == 'P'
             np.testing.assert_array_equal(np.asarray(saved), annotation)
             values = set(np.unique(annotation))
             assert {0, 1 + label} <= values <= set(range(len(CLASSES)))
             # Digits are painted brightly on a darkened photograph.
-            assert (picture[annotation > 0].max(-1).min() >
-                    np.median(picture[annotation == 0].max(-1)))
+            assert picture[annotation > 0].max(-1).min() > np.median(
+                picture[annotation == 0].max(-1)
+            )
 
 
 def test_classification_label_is_the_digit_in_the_picture():
@@ -111,15 +120,15 @@ def test_iou():
     truth, prediction = np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1])
     confusion = confusion_matrix(truth, prediction, 3)
     assert confusion.tolist() == [[1, 1, 0], [0, 2, 0], [0, 0, 0]]
-    np.testing.assert_allclose(
-        iou_per_class(confusion), [50, 200 / 3, np.nan])
+    np.testing.assert_allclose(iou_per_class(confusion), [50, 200 / 3, np.nan])
 
 
 # ----------------------------------------------------------------- the report
 
 
-def write_run(run_dir: Path, config: str, data_root: Path, metric: str,
-              value: float) -> None:
+def write_run(
+    run_dir: Path, config: str, data_root: Path, metric: str, value: float
+) -> None:
     log_dir = run_dir / '20260102_030405'
     (log_dir / 'vis_data').mkdir(parents=True)
     scalars = [
@@ -129,23 +138,29 @@ def write_run(run_dir: Path, config: str, data_root: Path, metric: str,
         {metric: value, 'step': 2}
     ]  # yapf: disable
     (log_dir / 'vis_data' / 'scalars.json').write_text(
-        '\n'.join(map(json.dumps, scalars)))
+        '\n'.join(map(json.dumps, scalars))
+    )
     # A later test leaves a log without any training.
     later = run_dir / '20260102_040405' / 'vis_data'
     later.mkdir(parents=True)
-    (later / 'scalars.json').write_text(json.dumps({metric: 1., 'step': 0}))
+    (later / 'scalars.json').write_text(json.dumps({metric: 1.0, 'step': 0}))
     (log_dir / '20260102_030405.log').write_text(
         '2026/01/02 03:04:05 - mmengine - INFO - start\n'
-        '2026/01/02 03:06:12 - mmengine - INFO - end\n')
+        '2026/01/02 03:06:12 - mmengine - INFO - end\n'
+    )
     cfg = Config.fromfile(CONFIGS / config)
     for loop in ('train', 'val', 'test'):
         cfg[f'{loop}_dataloader'].dataset.data_root = str(data_root)
     cfg.dump(log_dir / 'vis_data' / 'config.py')
     torch.save(
-        dict(state_dict={
-            'backbone.weight': torch.zeros(1234),
-            'backbone.running_mean': torch.zeros(7)
-        }), run_dir / 'epoch_2.pth')
+        dict(
+            state_dict={
+                'backbone.weight': torch.zeros(1234),
+                'backbone.running_mean': torch.zeros(7),
+            }
+        ),
+        run_dir / 'epoch_2.pth',
+    )
     (run_dir / 'last_checkpoint').write_text('elsewhere/epoch_2.pth')
 
 
@@ -153,10 +168,15 @@ def write_run(run_dir: Path, config: str, data_root: Path, metric: str,
 def work_dir(dataset, tmp_path) -> Path:
     """Six classified pictures, one wrongly; three of only background."""
     for folder, config, task, metric in (
-        ('classifier', 'vcmamba_demo_digits.py', 'classification',
-         'accuracy/top1'),
-        ('segmenter', 'vcmamba_demo_fpn_digits.py', 'segmentation', 'mIoU')):
-        write_run(tmp_path / folder, config, dataset / task, metric, 80.)
+        (
+            'classifier',
+            'vcmamba_demo_digits.py',
+            'classification',
+            'accuracy/top1',
+        ),
+        ('segmenter', 'vcmamba_demo_fpn_digits.py', 'segmentation', 'mIoU'),
+    ):
+        write_run(tmp_path / folder, config, dataset / task, metric, 80.0)
     samples = []
     for file in sorted(dataset.glob('classification/val/*/*.png')):
         label = int(file.parent.name)
@@ -166,7 +186,9 @@ def work_dir(dataset, tmp_path) -> Path:
                 gt_label=torch.tensor([label]),
                 pred_label=torch.tensor([predicted]),
                 pred_score=torch.eye(10)[predicted],
-                img_path=str(file)))
+                img_path=str(file),
+            )
+        )
     mmengine.dump(samples, tmp_path / 'classifier' / 'predictions.pkl')
     predictions = tmp_path / 'segmenter' / 'predictions'
     predictions.mkdir()
@@ -203,35 +225,50 @@ def test_report(work_dir, dataset, capsys):
     assert main(['report', '--work-dir', str(work_dir)]) == 0
     page = Text((work_dir / 'report.html').read_text(encoding='utf-8'))
     assert not page.open
-    assert all(s.startswith(('data:image/png;base64,', '#'))
-               for s in page.sources)
-    for expected in ('top-1 on 6 held-out pictures 83.3 %',
-                     'chance level (guessing): 10.0 %', '1,234',
-                     'Training pictures 12 5', 'Iterations 20 20',
-                     '2 min 07 s', '1 of 6 are wrong'):
+    assert all(
+        s.startswith(('data:image/png;base64,', '#')) for s in page.sources
+    )
+    for expected in (
+        'top-1 on 6 held-out pictures 83.3 %',
+        'chance level (guessing): 10.0 %',
+        '1,234',
+        'Training pictures 12 5',
+        'Iterations 20 20',
+        '2 min 07 s',
+        '1 of 6 are wrong',
+    ):
         assert expected in page.text
     # Predicting nothing but background is at chance.
-    background = np.mean([
-        np.mean(np.asarray(Image.open(f)) == 0) for f in dataset.glob(
-            'segmentation/annotations/validation/*.png')
-    ])
+    background = np.mean(
+        [
+            np.mean(np.asarray(Image.open(f)) == 0)
+            for f in dataset.glob('segmentation/annotations/validation/*.png')
+        ]
+    )
     score, chance = re.search(
         r'mIoU on 3 held-out pictures ([\d.]+) % .*?background\): ([\d.]+) %',
-        page.text).groups()
+        page.text,
+    ).groups()
     assert score == chance
     digits = {
-        v for f in dataset.glob('segmentation/annotations/validation/*.png')
+        v
+        for f in dataset.glob('segmentation/annotations/validation/*.png')
         for v in np.unique(np.asarray(Image.open(f)))
     }
     assert float(score) == pytest.approx(
-        100 * background / len(digits), abs=0.051)
+        100 * background / len(digits), abs=0.051
+    )
 
 
-@pytest.mark.parametrize('missing', [
-    'classifier/20260102_030405/vis_data/scalars.json',
-    'classifier/last_checkpoint', 'classifier/epoch_2.pth',
-    'classifier/predictions.pkl'
-])
+@pytest.mark.parametrize(
+    'missing',
+    [
+        'classifier/20260102_030405/vis_data/scalars.json',
+        'classifier/last_checkpoint',
+        'classifier/epoch_2.pth',
+        'classifier/predictions.pkl',
+    ],
+)
 def test_incomplete_work_dir(work_dir, missing, capsys):
     (work_dir / missing).unlink()
     assert main(['report', '--work-dir', str(work_dir)]) == 2

@@ -1,4 +1,5 @@
 """Parameters and multiply-accumulates (MACs)."""
+
 import os
 from typing import NamedTuple
 
@@ -15,14 +16,16 @@ class Complexity(NamedTuple):
     macs: Multiply-accumulates of convolutions, linear layers and scan.
     scan_macs: The scan's part of ``macs``.
     """
+
     shape: tuple[int, int]
     params: int
     macs: int
     scan_macs: int
 
 
-def model_complexity(config: str,
-                     shape: list[int] | None = None) -> Complexity:
+def model_complexity(
+    config: str, shape: list[int] | None = None
+) -> Complexity:
     """Count one picture's forward pass through a config's model.
 
     Args:
@@ -40,8 +43,11 @@ def model_complexity(config: str,
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     model = MODELS.build(cfg.model).eval()
     shape = shape or cfg.model.backbone.get('img_size', 224)
-    height, width = (shape, shape) if isinstance(shape, int) else (
-        shape * 2 if len(shape) == 1 else shape)
+    height, width = (
+        (shape, shape)
+        if isinstance(shape, int)
+        else (shape * 2 if len(shape) == 1 else shape)
+    )
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, 3, height, width), mode='tensor')
     # The counter counts two operations for each multiply-accumulate.
@@ -50,4 +56,5 @@ def model_complexity(config: str,
         shape=(height, width),
         params=sum(p.numel() for p in model.parameters()),
         macs=sum(flops.values()) // 2,
-        scan_macs=flops.get(torch.ops.vcmamba_mm.scan, 0) // 2)
+        scan_macs=flops.get(torch.ops.vcmamba_mm.scan, 0) // 2,
+    )

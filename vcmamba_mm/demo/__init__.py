@@ -1,4 +1,5 @@
 """The quick start: a data set that needs no download, and its report."""
+
 from .data import CLASSES, write_dataset
 from .report import write_report
 

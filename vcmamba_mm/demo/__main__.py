@@ -1,4 +1,5 @@
 """The parts of the quick start that are not training or testing."""
+
 import argparse
 import sys
 
@@ -9,20 +10,23 @@ from .report import write_report
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog='python -m vcmamba_mm.demo', description=__doc__)
+        prog='python -m vcmamba_mm.demo', description=__doc__
+    )
     commands = parser.add_subparsers(dest='command', required=True)
     data = commands.add_parser('data', help='write the built-in data set')
     data.add_argument(
-        '--root', default='data/demo', help='folder to make (%(default)s)')
+        '--root', default='data/demo', help='folder to make (%(default)s)'
+    )
     data.add_argument(
-        '--seed', type=int, default=0, help='of everything random')
+        '--seed', type=int, default=0, help='of everything random'
+    )
     report = commands.add_parser('report', help='write the HTML report')
     report.add_argument(
         '--work-dir',
         default='work_dirs/demo',
-        help='folder with classifier/ and segmenter/ (%(default)s)')
-    report.add_argument(
-        '--out', help='the page (report.html in the work dir)')
+        help='folder with classifier/ and segmenter/ (%(default)s)',
+    )
+    report.add_argument('--out', help='the page (report.html in the work dir)')
     return parser.parse_args(argv)
 
 

@@ -1,4 +1,5 @@
 """The report of the quick start: one HTML page that needs no other file."""
+
 import base64
 import html
 import io
@@ -24,7 +25,7 @@ MAX_MISTAKES, NUM_SCENES = 20, 9
 TEXT_COLOUR = '#010203'
 
 
-PAGE = '''<!DOCTYPE html>
+PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -40,7 +41,11 @@ h2 {{ border-top: 1px solid var(--line); padding-top: 1em }}
 h3 {{ margin-top: 1.6em }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums }}
 th, td {{ padding: .25em .9em .25em 0; text-align: left;
-  overflow-wrap: anywhere }}
+  vertical-align: top }}
+td {{ overflow-wrap: anywhere }}
+@media (max-width: 40rem) {{
+  th, td {{ font-size: .8rem; padding-right: .5em }} }}
+@media (min-width: 40rem) {{ th {{ white-space: nowrap }} }}
 th {{ font-weight: 600 }}
 .cards, .curves, .pictures {{ display: grid; gap: 1rem }}
 .cards, .curves {{
@@ -52,20 +57,22 @@ th {{ font-weight: 600 }}
 .curves svg {{ width: 100%; height: auto }}
 .scroll {{ overflow-x: auto }}
 .confusion th, .confusion td {{ padding: 0; text-align: center;
-  min-width: 2.3rem }}
+  min-width: min(2.3rem, 7.4vw); vertical-align: middle }}
 .confusion span {{ display: block; height: 2.1rem; line-height: 2.1rem;
   border: 1px solid var(--line); margin: 1px;
   background: rgba(var(--fill), calc(.75 * pow(var(--share), .5))) }}
-.pictures {{ grid-template-columns: repeat(auto-fill, minmax(5.6rem, 1fr)) }}
-.pictures:has(img + img) {{
+.pictures {{ gap: .5rem;
+  grid-template-columns: repeat(auto-fill, minmax(max(4.6rem, 9%), 1fr)) }}
+.pictures:has(img + img) {{ gap: 1rem;
   grid-template-columns: repeat(auto-fill, minmax(min(18rem, 100%), 1fr)) }}
-figure {{ margin: 0 }}
+figure {{ margin: 0; font-size: .9rem }}
 figure img {{ width: 100%; display: inline-block; border-radius: .25rem }}
 figure:has(img + img) img {{ width: 33.3%; border: 1px solid transparent;
   box-sizing: border-box }}
 .right b {{ color: #16a34a }}
 .wrong b {{ color: #ef4444 }}
 .bars table {{ width: 100%; max-width: 40rem }}
+.bars th, .bars td {{ vertical-align: middle }}
 .bars th, .bars td:last-child {{ white-space: nowrap; width: 1% }}
 .bars i {{ display: inline-block; width: .8em; height: .8em;
   margin-right: .5em; border: 1px solid var(--line) }}
@@ -85,11 +92,12 @@ with the training pictures.</p>
 {sections}
 </body>
 </html>
-'''
+"""
 
 
 class Run(NamedTuple):
     """A training run, as its work directory tells it."""
+
     cfg: Config
     checkpoint: Path
     num_parameters: int
@@ -124,27 +132,39 @@ def read_run(run_dir: Path) -> Run:
     weights = extract_state_dict(read_checkpoint(checkpoint), checkpoint)
     buffers = ('running_mean', 'running_var', 'num_batches_tracked')
     num_parameters = sum(
-        w.numel() for name, w in weights.items() if not name.endswith(buffers))
+        w.numel() for name, w in weights.items() if not name.endswith(buffers)
+    )
 
     text_log = log.parents[1] / f'{log.parents[1].name}.log'
     times = [
-        datetime.strptime(time, '%Y/%m/%d %H:%M:%S') for time in re.findall(
-            r'^(\d{4}/\d\d/\d\d \d\d:\d\d:\d\d) - ', text_log.read_text(),
-            re.MULTILINE)
+        datetime.strptime(time, '%Y/%m/%d %H:%M:%S')
+        for time in re.findall(
+            r'^(\d{4}/\d\d/\d\d \d\d:\d\d:\d\d) - ',
+            text_log.read_text(),
+            re.MULTILINE,
+        )
     ]
-    cfg = Config.fromfile(log.with_name('config.py'),
-                          import_custom_modules=False)
-    return Run(cfg, checkpoint, num_parameters,
-               (times[-1] - times[0]).total_seconds(), train, val)
+    cfg = Config.fromfile(
+        log.with_name('config.py'), import_custom_modules=False
+    )
+    return Run(
+        cfg,
+        checkpoint,
+        num_parameters,
+        (times[-1] - times[0]).total_seconds(),
+        train,
+        val,
+    )
 
 
-def confusion_matrix(truth: np.ndarray, prediction: np.ndarray,
-                     num_classes: int) -> np.ndarray:
+def confusion_matrix(
+    truth: np.ndarray, prediction: np.ndarray, num_classes: int
+) -> np.ndarray:
     """Count how often which class (row) was taken for which (column)."""
     pairs = num_classes * truth.astype(int) + prediction
-    return np.bincount(
-        pairs.ravel(), minlength=num_classes**2).reshape(
-            num_classes, num_classes)
+    return np.bincount(pairs.ravel(), minlength=num_classes**2).reshape(
+        num_classes, num_classes
+    )
 
 
 def iou_per_class(confusion: np.ndarray) -> np.ndarray:
@@ -152,7 +172,8 @@ def iou_per_class(confusion: np.ndarray) -> np.ndarray:
     hits = confusion.diagonal()
     union = confusion.sum(0) + confusion.sum(1) - hits
     return 100 * np.divide(
-        hits, union, out=np.full(len(hits), np.nan), where=union > 0)
+        hits, union, out=np.full(len(hits), np.nan), where=union > 0
+    )
 
 
 # ---------------------------------------------------------------- HTML pieces
@@ -162,23 +183,34 @@ def _image(picture: np.ndarray, alt: str) -> str:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, 'PNG')
     data = base64.b64encode(buffer.getvalue()).decode()
-    return (f'<img alt="{html.escape(alt)}" '
-            f'src="data:image/png;base64,{data}">')
+    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
 
 
 def _table(rows: Iterable[Sequence], header: Sequence = ()) -> str:
     head = ''.join(f'<th>{cell}</th>' for cell in header)
     body = ''.join(
-        f'<tr><th>{first}</th>' + ''.join(f'<td>{cell}</td>' for cell in rest)
-        + '</tr>' for first, *rest in rows)
+        f'<tr><th>{first}</th>'
+        + ''.join(f'<td>{cell}</td>' for cell in rest)
+        + '</tr>'
+        for first, *rest in rows
+    )
     return f'<table><tr>{head}</tr>{body}</table>'
 
 
-def _curve(title: str, lines: list[dict], key: str,
-           chance: float | None = None) -> str:
+def _curve(
+    title: str, lines: list[dict], key: str, chance: float | None = None
+) -> str:
     """Plot a logged scalar against the iterations, as inline SVG."""
-    colours = dict.fromkeys(('text.color', 'axes.edgecolor', 'xtick.color',
-                             'ytick.color', 'axes.labelcolor'), TEXT_COLOUR)
+    colours = dict.fromkeys(
+        (
+            'text.color',
+            'axes.edgecolor',
+            'xtick.color',
+            'ytick.color',
+            'axes.labelcolor',
+        ),
+        TEXT_COLOUR,
+    )
     with rc_context({**colours, 'svg.hashsalt': title, 'font.size': 9}):
         figure = Figure(figsize=(3.6, 2.5), layout='constrained')
         axes = figure.subplots()
@@ -186,41 +218,53 @@ def _curve(title: str, lines: list[dict], key: str,
         axes.spines[['top', 'right']].set_visible(False)
         axes.set(title=title, xlabel='iteration')
         lines = [line for line in lines if key in line]
-        axes.plot([line['step'] for line in lines],
-                  [line[key] for line in lines],
-                  marker='o' if len(lines) < 15 else None,
-                  color='#3b82f6')
+        axes.plot(
+            [line['step'] for line in lines],
+            [line[key] for line in lines],
+            marker='o' if len(lines) < 15 else None,
+            color='#3b82f6',
+        )
         if chance is not None:
             axes.axhline(chance, linestyle='--', color='#f97316')
             axes.annotate(
-                f'chance {chance:.1f} %', (1, chance), (0, 3),
+                f'chance {chance:.1f} %',
+                (1, chance),
+                (0, 3),
                 xycoords=('axes fraction', 'data'),
                 textcoords='offset points',
                 ha='right',
-                color='#f97316')
+                color='#f97316',
+            )
             axes.set_ylim(0, 100)
         axes.set_xlim(left=0)
         buffer = io.StringIO()
         figure.savefig(
-            buffer, format='svg', transparent=True, metadata={'Date': None})
+            buffer, format='svg', transparent=True, metadata={'Date': None}
+        )
     svg = buffer.getvalue().replace(TEXT_COLOUR, 'currentColor')
-    return svg[svg.index('<svg'):]
+    return svg[svg.index('<svg') :]
 
 
 def _curves(run: Run, metric: str, label: str, chance: float) -> str:
     panels = [
         _curve('training loss', run.train, 'loss'),
         _curve(f'{label} on held-out data, %', run.val, metric, chance),
-        _curve('learning rate', run.train, 'lr')
+        _curve('learning rate', run.train, 'lr'),
     ]
     return f'<div class="curves">{"".join(panels)}</div>'
 
 
 def _figures(figures: Iterable[tuple[str, str, str]]) -> str:
     """Lay out (images, caption, CSS class) in rows."""
-    return '<div class="pictures">' + ''.join(
-        f'<figure class="{kind}">{images}<figcaption>{caption}</figcaption>'
-        '</figure>' for images, caption, kind in figures) + '</div>'
+    return (
+        '<div class="pictures">'
+        + ''.join(
+            f'<figure class="{kind}">{images}<figcaption>{caption}</figcaption>'
+            '</figure>'
+            for images, caption, kind in figures
+        )
+        + '</div>'
+    )
 
 
 # -------------------------------------------------------------------- the two
@@ -228,6 +272,7 @@ def _figures(figures: Iterable[tuple[str, str, str]]) -> str:
 
 class Result(NamedTuple):
     """What the page says about one task."""
+
     score: float  # percent
     chance: float
     num_pictures: int
@@ -247,28 +292,37 @@ def _classification(run: Run, run_dir: Path) -> Result:
 
     confusion = confusion_matrix(truth, prediction, num_classes)
     share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    rows = [[label, *row] for label, row in enumerate([[
-        f'<span style="--share:{s:.3f}">{n or ""}</span>'
-        for n, s in zip(*row)
-    ] for row in zip(confusion, share)])]
+    rows = [
+        [label, *row]
+        for label, row in enumerate(
+            [
+                [
+                    f'<span style="--share:{s:.3f}">{n or ""}</span>'
+                    for n, s in zip(*row)
+                ]
+                for row in zip(confusion, share)
+            ]
+        )
+    ]
 
     def figure(i: int) -> tuple[str, str, str]:
         right = truth[i] == prediction[i]
-        text = f'{prediction[i]}' + ('' if right else
-                                     f', truly {truth[i]}')
+        text = f'{prediction[i]}' + ('' if right else f', truly {truth[i]}')
         picture = np.asarray(Image.open(samples[i]['img_path']).convert('RGB'))
-        return (_image(picture, f'predicted {text}'),
-                f'<b>{text}</b> <small>{100 * confidence[i]:.0f} %</small>',
-                'right' if right else 'wrong')
+        return (
+            _image(picture, f'predicted {text}'),
+            f'<b>{text}</b> <small>{100 * confidence[i]:.0f} %</small>',
+            'right' if right else 'wrong',
+        )
 
     hits = [
-        i for label in range(num_classes)
+        i
+        for label in range(num_classes)
         for i in np.flatnonzero((truth == prediction) & (truth == label))[:2]
     ]
     mistakes = np.flatnonzero(truth != prediction)
     worst = mistakes[np.argsort(-confidence[mistakes], kind='stable')]
-    shown = worst[:MAX_MISTAKES]
-    body = f'''
+    body = f"""
 <h3>Training</h3>
 {_curves(run, 'accuracy/top1', 'top-1', chance)}
 <h3>Confusion matrix</h3>
@@ -278,9 +332,8 @@ pictures.</p>
 <h3>Predictions on held-out pictures</h3>
 <p>Right ones, the first two of every digit, with the confidence:</p>
 {_figures(map(figure, hits))}
-<p>{len(mistakes)} of {len(truth)} are wrong; the {len(shown)} most
-confident mistakes:</p>
-{_figures(map(figure, shown))}'''
+<p>{len(mistakes)} of {len(truth)} are wrong; the most confident mistakes:</p>
+{_figures(map(figure, worst[:MAX_MISTAKES]))}"""
     return Result(score, chance, len(truth), body)
 
 
@@ -291,21 +344,24 @@ def _segmentation(run: Run, run_dir: Path) -> Result:
     palette = np.array(palette, np.uint8)
     files = sorted((run_dir / 'predictions').glob('*.png'))
     if not files:
-        raise FileNotFoundError('no predictions of the segmenter: '
-                                f'{run_dir / "predictions"}/*.png')
+        raise FileNotFoundError(
+            f'no predictions of the segmenter: {run_dir / "predictions"}/*.png'
+        )
     pictures = [
         np.asarray(Image.open(root / dataset.data_prefix.img_path / file.name))
         for file in files
     ]
     truths = [
         np.asarray(
-            Image.open(root / dataset.data_prefix.seg_map_path / file.name))
+            Image.open(root / dataset.data_prefix.seg_map_path / file.name)
+        )
         for file in files
     ]
     predictions = [np.asarray(Image.open(file)) for file in files]
     counts = sum(
         confusion_matrix(truth, prediction, len(classes))
-        for truth, prediction in zip(truths, predictions))
+        for truth, prediction in zip(truths, predictions)
+    )
     iou = iou_per_class(counts)
     score = np.nanmean(iou)
     always_background = np.zeros_like(counts)
@@ -319,19 +375,24 @@ def _segmentation(run: Run, run_dir: Path) -> Result:
     def figure(i: int) -> tuple[str, str, str]:
         agreement = 100 * (truths[i] == predictions[i]).mean()
         images = (
-            _image(pictures[i], 'picture') +
-            _image(painted(pictures[i], truths[i]), 'truth') +
-            _image(painted(pictures[i], predictions[i]), 'prediction'))
+            _image(pictures[i], 'picture')
+            + _image(painted(pictures[i], truths[i]), 'truth')
+            + _image(painted(pictures[i], predictions[i]), 'prediction')
+        )
         return images, f'<small>{agreement:.1f} % of the pixels</small>', ''
 
-    worst = np.argsort([(t == p).mean() for t, p in zip(truths, predictions)],
-                       kind='stable')
-    bars = [[
-        f'<i style="background:rgb{tuple(map(int, colour))}"></i>{name}',
-        f'<span style="--value:{np.nan_to_num(value):.1f}"></span>',
-        f'{value:.1f} %'
-    ] for name, value, colour in zip(classes, iou, palette)]
-    body = f'''
+    worst = np.argsort(
+        [(t == p).mean() for t, p in zip(truths, predictions)], kind='stable'
+    )
+    bars = [
+        [
+            f'<i style="background:rgb{tuple(map(int, colour))}"></i>{name}',
+            f'<span style="--value:{np.nan_to_num(value):.1f}"></span>',
+            f'{value:.1f} %',
+        ]
+        for name, value, colour in zip(classes, iou, palette)
+    ]
+    body = f"""
 <h3>Training</h3>
 {_curves(run, 'mIoU', 'mIoU', chance)}
 <h3>Intersection over union by class</h3>
@@ -341,21 +402,24 @@ def _segmentation(run: Run, run_dir: Path) -> Result:
 {min(NUM_SCENES, len(files))}:</p>
 {_figures(map(figure, range(len(files))[:NUM_SCENES]))}
 <p>The {min(NUM_SCENES, len(files))} in which most pixels are wrong:</p>
-{_figures(map(figure, worst[:NUM_SCENES]))}'''
+{_figures(map(figure, worst[:NUM_SCENES]))}"""
     return Result(score, chance, len(files), body)
 
 
 def _facts(run: Run, result: Result) -> dict[str, object]:
     """What was run, for one column of the page's table."""
     model, loader = run.cfg.model, run.cfg.train_dataloader
+    arch = model.backbone.arch
+    if isinstance(arch, dict):
+        arch = ', '.join(f'{name} {value}' for name, value in arch.items())
     head = model.get('head') or model.decode_head
-    widths = ', '.join(map(str, model.backbone.arch.embed_dims))
     folder = loader.dataset.data_prefix
     folder = folder if isinstance(folder, str) else folder.img_path
     pictures = Path(loader.dataset.data_root, folder).rglob('*.png')
     minutes, seconds = divmod(round(run.seconds), 60)
     return {
-        'Model': f'{model.backbone.type} ({widths}), {head.type}',
+        'Backbone': f'{model.backbone.type}: {arch}',
+        'Neck, head': f'{model.neck.type}, {head.type}',
         'Parameters': f'{run.num_parameters:,}',
         'Training pictures': len(list(pictures)),
         'Held-out pictures': result.num_pictures,
@@ -366,8 +430,9 @@ def _facts(run: Run, result: Result) -> dict[str, object]:
     }
 
 
-def write_report(work_dir: str | os.PathLike,
-                 out: str | os.PathLike | None = None) -> Path:
+def write_report(
+    work_dir: str | os.PathLike, out: str | os.PathLike | None = None
+) -> Path:
     """Write the page about both tasks.
 
     Args:
@@ -388,8 +453,14 @@ def write_report(work_dir: str | os.PathLike,
     tasks = []
     for title, folder, metric, guess, evaluate in (
         ('Classification', 'classifier', 'top-1', 'guessing', _classification),
-        ('Segmentation', 'segmenter', 'mIoU', 'always background',
-         _segmentation)):
+        (
+            'Segmentation',
+            'segmenter',
+            'mIoU',
+            'always background',
+            _segmentation,
+        ),
+    ):
         run = read_run(work_dir / folder)
         result = evaluate(run, work_dir / folder)
         tasks.append((title, metric, guess, run, result))
@@ -398,15 +469,22 @@ def write_report(work_dir: str | os.PathLike,
         f'<div><small>{title}: {metric} on {result.num_pictures} held-out '
         f'pictures</small><strong>{result.score:.1f} %</strong>'
         f'<small>chance level ({guess}): {result.chance:.1f} %</small></div>'
-        for title, metric, guess, _, result in tasks)
+        for title, metric, guess, _, result in tasks
+    )
     columns = [_facts(run, result) for *_, run, result in tasks]
     page = PAGE.format(
         cards=cards,
-        facts=_table([[name, *(column[name] for column in columns)]
-                      for name in columns[0]],
-                     ['', *(title for title, *_ in tasks)]),
-        sections=''.join(f'<h2>{title}</h2>{result.body}'
-                         for title, *_, result in tasks))
+        facts=_table(
+            [
+                [name, *(column[name] for column in columns)]
+                for name in columns[0]
+            ],
+            ['', *(title for title, *_ in tasks)],
+        ),
+        sections=''.join(
+            f'<h2>{title}</h2>{result.body}' for title, *_, result in tasks
+        ),
+    )
     out = Path(out or work_dir / 'report.html')
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page, encoding='utf-8')
