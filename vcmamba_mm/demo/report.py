@@ -259,8 +259,8 @@ def _figures(figures: Iterable[tuple[str, str, str]]) -> str:
     return (
         '<div class="pictures">'
         + ''.join(
-            f'<figure class="{kind}">{images}<figcaption>{caption}</figcaption>'
-            '</figure>'
+            f'<figure class="{kind}">{images}'
+            f'<figcaption>{caption}</figcaption></figure>'
             for images, caption, kind in figures
         )
         + '</div>'
