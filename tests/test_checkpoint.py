@@ -1,6 +1,7 @@
 import os
 import pickle
 
+import mmengine.optim
 import pytest
 import torch
 from conftest import GOLDEN, TINY
@@ -195,6 +196,22 @@ def test_mmengine_checkpoint_with_its_message_hub(tmp_path):
     )
     restored = read_checkpoint(path)['message_hub']
     assert restored['log_scalars']['train/loss'].mean() == 1.5
+
+
+def test_mmengine_checkpoint_with_any_schedule(tmp_path):
+    optimizer = torch.optim.SGD(torch.nn.Linear(1, 1).parameters(), lr=0.1)
+    settings = dict(
+        OneCycleLR=dict(eta_max=0.1, total_steps=9),
+        PolyLR=dict(),
+        CosineAnnealingLR=dict(T_max=9),
+        MultiStepLR=dict(milestones=[3]),
+        LinearLR=dict(),
+    )
+    for name, kwargs in settings.items():
+        schedule = getattr(mmengine.optim, name)(optimizer, **kwargs)
+        torch.save(dict(schedule=schedule.state_dict()), tmp_path / name)
+        restored = read_checkpoint(tmp_path / name)['schedule']
+        assert restored.keys() == schedule.state_dict().keys()
 
 
 @pytest.mark.parametrize(

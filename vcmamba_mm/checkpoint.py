@@ -18,6 +18,7 @@ import torch
 from mmengine.fileio import get_local_path
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.model import BaseModule
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from torch import Tensor, nn
 
 StateDict = dict[str, Tensor]
@@ -30,20 +31,23 @@ class CheckpointError(ValueError):
 # --------------------------------------------------------------- safe reading
 
 
-def _history_buffer_method(owner: type, name: str) -> Callable:
-    """All that the ``getattr`` in a pickled ``HistoryBuffer`` is needed for.
+# Methods that MMEngine's checkpoints refer to, of log scalars and a schedule.
+_METHODS = {
+    HistoryBuffer: ('min', 'max', 'mean', 'current'),
+    OneCycleParamScheduler: ('_annealing_cos', '_annealing_linear'),
+}
 
-    MMEngine's checkpoints refer to the methods min, max, mean and current.
-    """
-    if owner is HistoryBuffer and name in ('min', 'max', 'mean', 'current'):
+
+def _getattr(owner: type, name: str) -> Callable:
+    """All of ``getattr`` that reading a checkpoint needs."""
+    if isinstance(owner, type) and name in _METHODS.get(owner, ()):
         return getattr(owner, name)
     raise pickle.UnpicklingError(f'Unsupported getattr of {name!r}')
 
 
 # The name under which the unpickler will look it up.
-_history_buffer_method.__module__ = 'builtins'
-_history_buffer_method.__qualname__ = 'getattr'
-_history_buffer_method.__name__ = 'getattr'
+_getattr.__module__ = 'builtins'
+_getattr.__qualname__ = _getattr.__name__ = 'getattr'
 
 
 def _safe_globals() -> list:
@@ -51,8 +55,8 @@ def _safe_globals() -> list:
     return [
         codecs.encode,  # how older pickles spell bytes
         argparse.Namespace,  # the release's `args`
-        HistoryBuffer,  # the rest: MMEngine's logged scalars
-        _history_buffer_method,
+        *_METHODS,  # this and the rest: MMEngine's
+        _getattr,
         np.zeros(1).__reduce__()[0],  # named differently in NumPy 1 and 2
         np.float64().__reduce__()[0],
         np.ndarray,
