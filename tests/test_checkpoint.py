@@ -1,11 +1,14 @@
 import os
 import pickle
+import zipfile
 
 import mmengine.optim
+import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN, TINY
-from mmengine.logging import MessageHub
+from mmengine.logging import HistoryBuffer, MessageHub
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 
 from vcmamba_mm import NormGlobalAveragePooling, VCMamba
 from vcmamba_mm.checkpoint import (
@@ -232,15 +235,81 @@ def test_code_is_refused(tmp_path, monkeypatch, content):
     assert not (tmp_path / 'executed').exists()
 
 
-def test_getattr_is_limited_to_logged_scalars(tmp_path):
-
+@pytest.mark.parametrize(
+    'call, message',
+    [
+        ((getattr, (HistoryBuffer, '__init__')), 'getattr'),
+        ((getattr, (OneCycleParamScheduler, '__subclasses__')), 'getattr'),
+        # memory at an address from the file
+        ((np.ndarray, ((1,), 'O', bytes(8))), 'ndarray'),
+        ((np.dtype, ('O',)), 'dtype'),
+    ],
+)
+def test_what_is_allowed_is_harmless(tmp_path, call, message):
     class Sneaky:
         def __reduce__(self):
-            return getattr, (torch.nn.Module, '__init__')
+            return call
 
     torch.save(dict(state_dict={}, x=Sneaky()), tmp_path / 'bad.pth')
-    with pytest.raises(CheckpointError, match='could run code'):
+    with pytest.raises(CheckpointError, match=message):
         read_checkpoint(tmp_path / 'bad.pth')
+
+
+def test_arrays_of_numpy_1_and_2(tmp_path):
+    values = dict(
+        array=np.arange(6.0).reshape(2, 3).T,
+        scalar=np.float32(0.5),
+        nested=[(np.arange(3),)],
+    )
+    torch.save(values, tmp_path / 'here.pth')
+    here = 'numpy._core' if np.__version__ >= '2' else 'numpy.core'
+    for name in ('numpy._core', 'numpy.core'):
+        with (
+            zipfile.ZipFile(tmp_path / 'here.pth') as source,
+            zipfile.ZipFile(tmp_path / 'there.pth', 'w') as target,
+        ):
+            for item in source.namelist():
+                content = source.read(item)
+                if item.endswith('data.pkl'):
+                    assert here.encode() in content
+                    content = content.replace(here.encode(), name.encode())
+                target.writestr(item, content)
+        read = read_checkpoint(tmp_path / 'there.pth')
+        np.testing.assert_array_equal(read['array'], values['array'])
+        assert read['scalar'] == 0.5
+        np.testing.assert_array_equal(read['nested'][0][0], np.arange(3))
+        torch.save(read, tmp_path / 'again.pth')
+
+
+def test_reading_leaves_torch_load_as_it_was(tmp_path):
+    before = set(torch.serialization.get_safe_globals())
+    read_checkpoint(RELEASE)
+    assert set(torch.serialization.get_safe_globals()) == before
+
+
+def test_raw_weights_and_average_of_a_training_checkpoint(tmp_path):
+    raw, average = ({'fc.weight': torch.full((1,), v)} for v in (1.0, 2.0))
+    # as MMEngine's EMAHook leaves it
+    checkpoint = dict(
+        state_dict=average,
+        ema_state_dict={'module.fc.weight': raw['fc.weight'], 'steps': 7},
+    )
+    assert extract_state_dict(checkpoint, 'x') == raw
+    assert extract_state_dict(checkpoint, 'x', 'model_ema') == average
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        b'<!DOCTYPE html><html></html>',
+        b'version https://git-lfs.github.com/spec/v1\noid sha256:0',
+        b'{"a": 1}',
+    ],
+)
+def test_something_else_is_not_called_code(tmp_path, content):
+    (tmp_path / 'page.pth').write_bytes(content)
+    with pytest.raises(CheckpointError, match='not a PyTorch checkpoint'):
+        read_checkpoint(tmp_path / 'page.pth')
 
 
 @pytest.mark.parametrize('keep', [0, 10, 5000, 1_000_000])

@@ -102,13 +102,16 @@ def test_dist_train(trained):
     assert 'Scaling the original LR by 0.0078125' in log  # 2 * 4 / 1024
     line = re.findall(
         r'loss: ([\d.]+)\s+loss_cls: ([\d.]+)\s+'
-        r'loss_dist: ([\d.]+)',
+        r'loss_kd: ([\d.]+)',
         log,
     )[0]
     loss, *parts = map(float, line)
     assert loss == pytest.approx(sum(parts), abs=2e-4)
     saved = read_checkpoint(work_dir / 'epoch_2.pth')
     assert saved['meta']['epoch'] == 2
+    # the student alone: the teacher is in neither
+    assert len(saved['state_dict']) == len(read_checkpoint(RELEASE)['model'])
+    assert len(saved['ema_state_dict']) == len(saved['state_dict']) + 1
     assert set(saved['ema_state_dict']) >= {
         'module.' + key for key in saved['state_dict']
     }
@@ -472,7 +475,7 @@ def test_wrong_config(tool, pictures, tmp_path, text, message):
     'args, message',
     [
         (['configs/nothing.py'], 'config configs/nothing.py does not exist'),
-        ([CLASSIFIER], 'data folder data does not exist'),
+        ([CLASSIFIER], 'data folder data/tiny does not exist'),
         ([CLASSIFIER, '--amp'], '--amp needs a GPU'),
         (
             [CLASSIFIER, '--cfg-options', 'max_epoch=3'],
@@ -490,6 +493,36 @@ def test_wrong_train_arguments(tool, pictures, args, message):
         ]
     code, error = tool('train.py', *args)
     assert code == 2 and message in error
+
+
+def test_missing_or_wrong_files_while_training_starts(
+    tool, pictures, tmp_path
+):
+    options = ['--cfg-options', *data_options(pictures, 'train', 'val')]
+    weights = tmp_path / 'weights.pth'
+    torch.save(dict(state_dict={}), weights)
+    config = with_arch(
+        tmp_path,
+        "backbone=dict(init_cfg=dict(type='Pretrained', checkpoint='no.pth'))",
+    )
+    for args, message in (
+        ([config], 'checkpoint no.pth does not exist'),
+        ([CLASSIFIER, '--resume', 'no.pth'], 'no.pth does not exist'),
+        ([CLASSIFIER, '--resume', weights], 'holds weights only'),
+    ):
+        code, error = tool('train.py', *args, *options)
+        assert code == 2 and message in error
+
+
+def test_wrong_number_of_classes(tool, pictures, tmp_path):
+    code, error = tool(
+        'train.py',
+        with_arch(tmp_path, 'head=dict(num_classes=7)'),
+        '--cfg-options',
+        *data_options(pictures, 'train', 'val'),
+    )
+    assert code == 2
+    assert 'the training data has 10 classes, the head 7' in error
 
 
 def test_corrupt_picture(tool, pictures, tmp_path):
@@ -523,7 +556,7 @@ def test_wrong_checkpoints(tool, pictures, tmp_path):
     cases = {
         tmp_path / 'none.pth': 'none.pth does not exist',
         cut: 'cut.pth is truncated, damaged',
-        foreign: r'does not fit ImageClassifier (0 of',
+        foreign: r'does not fit DistilledImageClassifier (0 of',
         code_file: 'code.pth was refused, it could run code',
     }
     for path, message in cases.items():
@@ -562,8 +595,15 @@ def test_convert_writes_nothing_on_error(tool, tmp_path):
         assert not dst.exists()
 
 
-@pytest.mark.parametrize('script', ['dist_train.sh', 'dist_test.sh'])
-def test_launchers_say_what_is_missing(run, script):
+@pytest.mark.parametrize(
+    'script', ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh']
+)
+def test_launchers_explain_themselves(run, script):
     process = run(f'tools/{script}', 'config.py', check=False)
-    assert process.returncode != 0
-    assert 'is missing' in process.stderr
+    assert process.returncode == 2
+    assert process.stderr.startswith(f'error: usage: tools/{script} ')
+    assert f'usage: tools/{script} ' in run(f'tools/{script}', '--help').stdout
+    if script == 'dist_train.sh':
+        process = run(f'tools/{script}', 'config.py', 'two', check=False)
+        assert process.returncode == 2
+        assert "positive number, got 'two'" in process.stderr

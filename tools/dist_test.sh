@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# Test with several processes:
-# tools/dist_test.sh CONFIG CHECKPOINT GPUS [test.py args]
-# See tools/dist_train.sh.
-exec "$(dirname "$0")/_dist_run.sh" test.py "${1:?CONFIG is missing}" \
-    "${3:?the number of GPUs is missing}" "${2:?CHECKPOINT is missing}" \
-    "${@:4}"
+# usage: tools/dist_test.sh CONFIG CHECKPOINT GPUS [arguments of test.py]
+#
+# Test with several processes. Without a GPU they run on the CPU. On several
+# machines set NNODES, NODE_RANK, MASTER_ADDR and PORT.
+exec "$(dirname "$0")/_dist_run.sh" "$0" 3 test.py "$@"

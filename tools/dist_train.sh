@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Train with several processes: tools/dist_train.sh CONFIG GPUS [train.py args]
-# Without a GPU the processes run on the CPU. On several machines set NNODES,
-# NODE_RANK, MASTER_ADDR and PORT.
-exec "$(dirname "$0")/_dist_run.sh" train.py "${1:?CONFIG is missing}" \
-    "${2:?the number of GPUs is missing}" "${@:3}"
+# usage: tools/dist_train.sh CONFIG GPUS [arguments of train.py]
+#
+# Train with several processes. Without a GPU they run on the CPU. On several
+# machines set NNODES, NODE_RANK, MASTER_ADDR and PORT.
+exec "$(dirname "$0")/_dist_run.sh" "$0" 2 train.py "$@"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Train on a slurm cluster:
-# [GPUS=8] [GPUS_PER_NODE=8] [CPUS_PER_TASK=12] [SRUN_ARGS=...] \
-#     tools/slurm_train.sh PARTITION JOB_NAME CONFIG [train.py args]
-exec "$(dirname "$0")/_slurm_run.sh" train.py "${1:?PARTITION is missing}" \
-    "${2:?JOB_NAME is missing}" "${3:?CONFIG is missing}" "${@:4}"
+# usage: tools/slurm_train.sh PARTITION JOB_NAME CONFIG [arguments of train.py]
+#
+# Train on a slurm cluster. Set GPUS (8), GPUS_PER_NODE (8), CPUS_PER_TASK (12)
+# and SRUN_ARGS as needed.
+exec "$(dirname "$0")/_slurm_run.sh" "$0" 3 train.py "$@"

@@ -96,7 +96,7 @@ def main() -> None:
                 )
             paint_predictions(cfg, args.show_dir)
         runner = build_runner(cfg, 'test')
-    with one_line_errors(FileNotFoundError, *LOOP_ERRORS):
+    with one_line_errors(*LOOP_ERRORS):
         runner.test()
 
 

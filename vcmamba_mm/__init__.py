@@ -1,9 +1,9 @@
 """VCMamba (arXiv 2509.04669) for the OpenMMLab ecosystem.
 
 Importing this package registers the backbone ``VCMamba``, the neck
-``NormGlobalAveragePooling`` and the transform ``LoadImage`` in MMEngine's
-root registries. What needs
-mmpretrain is in :mod:`vcmamba_mm.classification`.
+``NormGlobalAveragePooling`` and the transform ``LoadImageStrict`` in
+MMEngine's root registries. What needs mmpretrain is in
+:mod:`vcmamba_mm.classification`.
 """
 
 try:
@@ -18,7 +18,12 @@ except ImportError as error:
     ) from error
 
 from .models import NormGlobalAveragePooling, VCMamba
-from .transforms import LoadImage
+from .transforms import LoadImageStrict
 from .version import __version__
 
-__all__ = ['LoadImage', 'NormGlobalAveragePooling', 'VCMamba', '__version__']
+__all__ = [
+    'LoadImageStrict',
+    'NormGlobalAveragePooling',
+    'VCMamba',
+    '__version__',
+]

@@ -10,8 +10,10 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FunctionType
 
 import numpy as np
 import torch
@@ -31,7 +33,10 @@ class CheckpointError(ValueError):
 # --------------------------------------------------------------- safe reading
 
 
-# Methods that MMEngine's checkpoints refer to, of log scalars and a schedule.
+# What checkpoints refer to by name besides tensors is not called: these
+# stand-ins, which do nothing else, are called in its place.
+
+# Methods of MMEngine's log scalars and of a schedule.
 _METHODS = {
     HistoryBuffer: ('min', 'max', 'mean', 'current'),
     OneCycleParamScheduler: ('_annealing_cos', '_annealing_linear'),
@@ -39,30 +44,94 @@ _METHODS = {
 
 
 def _getattr(owner: type, name: str) -> Callable:
-    """All of ``getattr`` that reading a checkpoint needs."""
     if isinstance(owner, type) and name in _METHODS.get(owner, ()):
         return getattr(owner, name)
     raise pickle.UnpicklingError(f'Unsupported getattr of {name!r}')
 
 
-# The name under which the unpickler will look it up.
-_getattr.__module__ = 'builtins'
-_getattr.__qualname__ = _getattr.__name__ = 'getattr'
+class _Dtype:
+    """In place of ``numpy.dtype``: numbers only."""
+
+    def __init__(self, code: str, *_):
+        if not re.fullmatch(r'[biufc]\d+', str(code)):
+            raise pickle.UnpicklingError(f'Unsupported class dtype {code!r}')
+        self.code = code
+
+    def __setstate__(self, state: tuple) -> None:
+        byteorder = state[1] if state[1] in ('<', '>') else ''
+        self.code = byteorder + self.code
 
 
-def _safe_globals() -> list:
-    """Everything besides tensors that a checkpoint may refer to by name."""
-    return [
-        codecs.encode,  # how older pickles spell bytes
-        argparse.Namespace,  # the release's `args`
-        *_METHODS,  # this and the rest: MMEngine's
-        _getattr,
-        np.zeros(1).__reduce__()[0],  # named differently in NumPy 1 and 2
-        np.float64().__reduce__()[0],
-        np.ndarray,
-        np.dtype,
-        *(type(np.dtype(t)) for t in ('f4', 'f8', 'i4', 'i8', 'u4')),
-    ]
+class _Array:
+    """In place of ``numpy.ndarray``; ``value`` is the array."""
+
+    def __init__(self, *args):
+        if args:
+            raise pickle.UnpicklingError('Unsupported call of ndarray')
+
+    def __setstate__(self, state: tuple) -> None:
+        _, shape, dtype, is_fortran, data = state
+        order = 'F' if is_fortran else 'C'
+        flat = np.frombuffer(data, dtype.code)
+        self.value = flat.reshape(shape, order=order).copy()
+
+
+def _reconstruct(*_) -> _Array:
+    return _Array()
+
+
+def _scalar(dtype: _Dtype, data: bytes) -> np.generic:
+    return np.frombuffer(data, dtype.code)[0]
+
+
+def _named(stand_in: Callable, name: str) -> Callable:
+    """Give a copy of a function, or a class, the name to be looked up."""
+    if not isinstance(stand_in, type):
+        stand_in = FunctionType(stand_in.__code__, globals())
+    stand_in.__module__, stand_in.__qualname__ = name.rsplit('.', 1)
+    stand_in.__name__ = stand_in.__qualname__
+    return stand_in
+
+
+_SAFE_GLOBALS = [
+    argparse.Namespace,  # the release's `args`
+    *_METHODS,  # this and the rest: MMEngine's
+    codecs.encode,  # how older pickles spell bytes
+    _named(_getattr, 'builtins.getattr'),
+    _named(_Dtype, 'numpy.dtype'),
+    _named(_Array, 'numpy.ndarray'),
+    # of NumPy 1 and 2
+    _named(_reconstruct, 'numpy.core.multiarray._reconstruct'),
+    _named(_reconstruct, 'numpy._core.multiarray._reconstruct'),
+    _named(_scalar, 'numpy.core.multiarray.scalar'),
+    _named(_scalar, 'numpy._core.multiarray.scalar'),
+]
+
+
+@contextmanager
+def _safe_globals() -> Iterator[None]:
+    """Allow ``_SAFE_GLOBALS`` for one reading."""
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.add_safe_globals(_SAFE_GLOBALS)
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+
+
+def _without_stand_ins(value: object) -> object:
+    """Put the arrays where their stand-ins are, also in log scalars."""
+    if isinstance(value, _Array):
+        return value.value
+    if isinstance(value, HistoryBuffer):
+        value.__dict__.update(_without_stand_ins(value.__dict__))
+    elif isinstance(value, dict):
+        for key in value:
+            value[key] = _without_stand_ins(value[key])
+    elif type(value) in (list, tuple):
+        return type(value)(map(_without_stand_ins, value))
+    return value
 
 
 def read_checkpoint(
@@ -82,8 +151,7 @@ def read_checkpoint(
         CheckpointError: If the file is truncated, is no checkpoint, or would
             run code.
     """
-    torch.serialization.add_safe_globals(_safe_globals())
-    with get_local_path(str(path)) as local:
+    with get_local_path(str(path)) as local, _safe_globals():
         if not os.path.isfile(local):
             raise FileNotFoundError(f'checkpoint {path} does not exist')
         try:
@@ -91,22 +159,45 @@ def read_checkpoint(
                 local, map_location=map_location, weights_only=True
             )
         except pickle.UnpicklingError as error:
-            refused = re.search(r'Unsupported[^\n]*|GLOBAL \S+', str(error))
-            if refused:
+            refused = re.search(
+                r'Unsupported (?:global|class|getattr|call)[^\n]*|GLOBAL \S+',
+                str(error),
+            )
+            if refused or _is_plain_pickle(local):
+                what = refused.group().strip() if refused else 'a pickle'
                 raise CheckpointError(
                     f'checkpoint {path} was refused, it could run code when '
-                    f'read ({refused.group().strip()}): take weights from '
-                    'somebody you trust, saved as tensors'
+                    f'read ({what}): take weights from somebody you trust, '
+                    'saved as tensors'
                 ) from None
             raise CheckpointError(_damaged(path)) from error
-        except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
+        except _DAMAGE as error:
             raise CheckpointError(_damaged(path)) from error
     if not isinstance(checkpoint, dict):
         raise CheckpointError(
             f'checkpoint {path} holds a '
             f'{type(checkpoint).__name__}, not a dict'
         )
-    return checkpoint
+    return _without_stand_ins(checkpoint)
+
+
+# What the unpickler raises when it reads nonsense.
+_DAMAGE = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    zipfile.BadZipFile,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+)
+
+
+def _is_plain_pickle(path: str) -> bool:
+    with open(path, 'rb') as file:
+        return file.read(1) == pickle.PROTO
 
 
 def _damaged(path: str | os.PathLike) -> str:
@@ -254,17 +345,26 @@ def extract_state_dict(
     Args:
         checkpoint: What :func:`read_checkpoint` returned.
         source: Where it came from, for error messages.
-        key: Which weights of a released file: 'model' or 'model_ema'.
+        key: Which weights: 'model', the raw ones, or 'model_ema', their
+            average.
 
     Raises:
         CheckpointError: If there are no weights in it.
     """
-    for name in ('state_dict', key):
-        if isinstance(checkpoint.get(name), dict):
-            state_dict = checkpoint[name]
-            break
+    average = checkpoint.get('ema_state_dict')
+    if key == 'model' and isinstance(average, dict):
+        # MMEngine's EMAHook saves the average as state_dict and the raw
+        # weights as ema_state_dict.
+        state_dict = {
+            k: v for k, v in average.items() if k.startswith('module.')
+        }
     else:
-        state_dict = checkpoint
+        for name in ('state_dict', key):
+            if isinstance(checkpoint.get(name), dict):
+                state_dict = checkpoint[name]
+                break
+        else:
+            state_dict = checkpoint
     state_dict = {k.removeprefix('module.'): v for k, v in state_dict.items()}
     others = [k for k, v in state_dict.items() if not isinstance(v, Tensor)]
     if others or not state_dict:
@@ -337,6 +437,10 @@ def init_from_pretrained(module: BaseModule, part: str) -> bool:
     pretrained = [c for c in init_cfgs if c['type'] == 'Pretrained']
     if not pretrained:
         return False
+    if len(init_cfgs) > 1:
+        raise ValueError(
+            "init_cfg: 'Pretrained' loads every parameter, leave out the rest"
+        )
     path = pretrained[0]['checkpoint']
     prefix = pretrained[0].get('prefix', part).rstrip('.') + '.'
     state_dict = extract_state_dict(read_checkpoint(path), path)
@@ -348,6 +452,7 @@ def init_from_pretrained(module: BaseModule, part: str) -> bool:
         }
     check_fit(module, state_dict, path)
     module.load_state_dict(state_dict)
+    module._is_init = True
     print_log(
         f'{type(module).__name__}: all {len(state_dict)} keys loaded from '
         f'{path}',

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch.distributed as dist
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
+from mmengine.hooks import EMAHook
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
@@ -22,6 +23,7 @@ from .checkpoint import (
     extract_state_dict,
     read_checkpoint,
 )
+from .models.vcmamba import InputSizeError
 from .ops.scan import BackendError
 from .transforms import ImageReadError
 
@@ -72,7 +74,12 @@ def one_line_errors(*errors: type[Exception]) -> Iterator[None]:
         text = str(error.args[0] if isinstance(error, KeyError) else error)
         if 'Original Traceback' in text:  # from a worker of a data loader
             text = text.strip().splitlines()[-1].split(': ', 1)[-1]
-        print(f'error: {" ".join(text.split())}', file=sys.stderr, flush=True)
+        print(
+            f'error: {" ".join(text.split())} '
+            '(VCMAMBA_MM_TRACEBACK=1 shows where)',
+            file=sys.stderr,
+            flush=True,
+        )
         sys.exit(2)
 
 
@@ -87,7 +94,14 @@ SETUP_ERRORS = (
     ImportError,
 )
 # ... and what may only turn up while the loop runs.
-LOOP_ERRORS = (CheckpointError, ImageReadError, BackendError)
+LOOP_ERRORS = (
+    CheckpointError,
+    ImageReadError,
+    InputSizeError,
+    BackendError,
+    FileNotFoundError,
+    ImportError,
+)
 
 
 def load_config(args: Namespace) -> Config:
@@ -171,7 +185,7 @@ def adapt_to_cpu(cfg: Config) -> None:
     cfg.model_wrapper_cfg = dict(
         type='MMDistributedDataParallel',
         device_ids=None,
-        broadcast_buffers=False,
+        broadcast_buffers=True,  # running statistics, BN's are not synced
         find_unused_parameters=cfg.get('find_unused_parameters', False),
     )
     if not dist.is_initialized():
@@ -206,13 +220,48 @@ class SafeRunner(Runner):
             model = model.module
         state_dict = extract_state_dict(checkpoint, filename)
         check_fit(model, state_dict, filename)
-        checkpoint['state_dict'] = state_dict
-        # A hook may exchange the weights for their average, or back.
+        averages = any(isinstance(hook, EMAHook) for hook in self.hooks)
+        if not (averages and 'ema_state_dict' in checkpoint):
+            checkpoint['state_dict'] = state_dict
+        # EMAHook puts the raw weights back under this name.
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         model.load_state_dict(checkpoint['state_dict'])
         self._has_loaded = True
         self.logger.info(f'Load checkpoint from {filename}')
         return checkpoint
+
+    def resume(self, filename: str, *args, **kwargs) -> None:
+        """Continue a run; see :meth:`mmengine.runner.Runner.resume`.
+
+        Raises:
+            CheckpointError: If there are only weights in the file.
+        """
+        if 'optimizer' not in read_checkpoint(filename):
+            raise CheckpointError(
+                f'checkpoint {filename} holds weights only, no training to '
+                'resume: start from it with --cfg-options load_from=FILE'
+            )
+        super().resume(filename, *args, **kwargs)
+
+
+def check_classes(runner: Runner) -> None:
+    """Compare the classes of the training data with the head's.
+
+    Raises:
+        ValueError: If their numbers differ.
+    """
+    model = (
+        runner.model.module if is_model_wrapper(runner.model) else runner.model
+    )
+    head = getattr(model, 'head', None) or getattr(model, 'decode_head', None)
+    dataset = runner.train_loop.dataloader.dataset
+    classes = getattr(dataset, 'metainfo', {}).get('classes')
+    num_classes = getattr(head, 'num_classes', None)
+    if classes and num_classes and len(classes) != num_classes:
+        raise ValueError(
+            f'the training data has {len(classes)} classes, the head '
+            f'{num_classes}: set num_classes in the config'
+        )
 
 
 def build_runner(cfg: Config, *loops: str) -> SafeRunner:
@@ -230,4 +279,6 @@ def build_runner(cfg: Config, *loops: str) -> SafeRunner:
         # Access builds the loop with its data set.
         if cfg.get(f'{loop}_dataloader'):
             getattr(runner, f'{loop}_loop')
+    if 'train' in loops:
+        check_classes(runner)
     return runner

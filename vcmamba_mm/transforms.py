@@ -10,7 +10,7 @@ class ImageReadError(OSError):
 
 
 @TRANSFORMS.register_module()
-class LoadImage(LoadImageFromFile):
+class LoadImageStrict(LoadImageFromFile):
     """mmcv's ``LoadImageFromFile`` with one clear error.
 
     Raises:

@@ -32,7 +32,7 @@ train_dataloader = dict(
         data_root='data/demo/classification',
         data_prefix='train',
         pipeline=[
-            dict(type='LoadImage'),
+            dict(type='LoadImageStrict'),
             dict(type='RandomCrop', crop_size=64, padding=4),
             dict(type='PackInputs'),
         ],
@@ -47,7 +47,7 @@ val_dataloader = dict(
         type='CustomDataset',
         data_root='data/demo/classification',
         data_prefix='val',
-        pipeline=[dict(type='LoadImage'), dict(type='PackInputs')],
+        pipeline=[dict(type='LoadImageStrict'), dict(type='PackInputs')],
     ),
 )
 test_dataloader = val_dataloader

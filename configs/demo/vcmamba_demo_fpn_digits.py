@@ -52,7 +52,7 @@ model = dict(
 )
 
 pipeline = [
-    dict(type='LoadImage'),
+    dict(type='LoadImageStrict'),
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]

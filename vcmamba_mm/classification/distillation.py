@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from mmpretrain.models.classifiers import ImageClassifier
+from mmpretrain.models.classifiers import ImageClassifier, TimmClassifier
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 from torch import Tensor
@@ -65,7 +65,7 @@ class DistilledImageClassifier(ImageClassifier):
     Args:
         *args: As mmpretrain's ``ImageClassifier``.
         teacher: Config of any mmpretrain classifier. For timm's models
-            ``dict(type='TimmClassifier', model_name='regnety_160',
+            ``dict(type='TimmClassifier', model_name='regnety_160.deit_in1k',
             pretrained=True)``; for others name the weights with ``init_cfg``.
         distillation: 'soft' or 'hard'.
         alpha: Weight of the distillation loss, from 0 to 1.
@@ -116,7 +116,9 @@ class DistilledImageClassifier(ImageClassifier):
         """The teacher, built on first use."""
         if self._teacher is None:
             model = MODELS.build(self.teacher_cfg)
-            model.init_weights()
+            # timm has initialized or loaded its models when it made them.
+            if not isinstance(model, TimmClassifier):
+                model.init_weights()
             self._teacher = _Teacher(model)
         return self._teacher
 
@@ -129,11 +131,17 @@ class DistilledImageClassifier(ImageClassifier):
             dict: ``loss_cls`` and ``loss_kd``, each with its weight.
         """
         logits, dist_logits = self.head.logits(self.extract_feat(inputs))
+        teacher_logits = self.teacher.logits(inputs)
+        if teacher_logits.shape != dist_logits.shape:
+            raise ValueError(
+                f'the teacher has {teacher_logits.shape[1]} classes, the '
+                f'student {dist_logits.shape[1]}'
+            )
         losses = self.head._get_loss(logits, data_samples)
         losses['loss_cls'] = (1 - self.alpha) * losses.pop('loss')
         losses['loss_kd'] = self.alpha * distillation_loss(
             dist_logits,
-            self.teacher.logits(inputs),
+            teacher_logits,
             self.distillation,
             self.tau,
         )

@@ -106,7 +106,7 @@ class MultiDirectionalMamba(nn.Module):
         """Mix the tokens of ``x``, shape (batch, C, height, width)."""
         height, width = x.shape[2:]
         x = F.silu(self.dwconv(self.in_norm(self.in_proj(x))))
-        x = x.flatten(2).transpose(1, 2)  # (batch, L, E)
+        x = x.flatten(2).transpose(1, 2).contiguous()  # (batch, L, E)
         delta, B, C = self.x_proj(x).split(self.split_sizes, dim=-1)
         delta = F.softplus(
             F.linear(
@@ -115,7 +115,9 @@ class MultiDirectionalMamba(nn.Module):
                 self.dt_bias_scale * self.dt_proj.bias,
             )
         )
-        A = -torch.exp(self.A_log.float())
+        A = -torch.exp(
+            self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32))
+        )
         y = multi_directional_scan(
             x,
             delta,

@@ -16,6 +16,10 @@ from ..checkpoint import init_from_pretrained
 from .blocks import Downsample, FFNBlock, MDMBlock, Stem
 
 
+class InputSizeError(ValueError):
+    """An input smaller than the total stride."""
+
+
 class Stage(nn.Module):
     """Downsampling (but for the first stage) and blocks."""
 
@@ -60,7 +64,8 @@ class VCMamba(BaseModule):
         img_size: Size the position embedding is made for, an int or (height,
             width) in pixels. Maps of other sizes get it resized (bicubic).
         out_indices: Indices of the stages to output, from 0; negative ones
-            count from the end.
+            count from the end. Stages after the last of them do not run and
+            get no gradient.
         mlp_ratio: Hidden channels of a block's ffn over its channels.
         drop_rate: Dropout rate in the ffns.
         drop_path_rate: Stochastic depth rate of the last block; it grows
@@ -97,7 +102,7 @@ class VCMamba(BaseModule):
         arch: str | dict = 'b',
         in_channels: int = 3,
         img_size: int | tuple[int, int] = 224,
-        out_indices: int | tuple[int, ...] = (3,),
+        out_indices: int | tuple[int, ...] = (-1,),
         mlp_ratio: float = 4.0,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
@@ -174,6 +179,11 @@ class VCMamba(BaseModule):
                 torch.empty(1, self.embed_dims[-1], *grid)
             )
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for stage in self.stages[max(self.out_indices) + 1 :]:
+            stage.requires_grad_(False)
+        if self.pos_embed is not None:
+            last_runs = max(self.out_indices) == num_stages - 1
+            self.pos_embed.requires_grad_(last_runs)
         self._freeze_stages()
 
     def _parse_arch(self, arch: str | dict) -> tuple[tuple, tuple, int]:
@@ -251,17 +261,17 @@ class VCMamba(BaseModule):
             for each of ``out_indices``, s_i = 4, 8, 16, 32.
 
         Raises:
-            ValueError: If the input is smaller than the total stride.
+            InputSizeError: If the input is smaller than the total stride.
         """
         if min(x.shape[2:]) < self.total_stride:
-            raise ValueError(
+            raise InputSizeError(
                 f'input of {x.shape[2]} x {x.shape[3]} pixels is smaller than '
                 f'the total stride {self.total_stride}: resize or pad it to '
                 f'at least {self.total_stride} x {self.total_stride}'
             )
         x = self.stem(x)
         outs = {}
-        for i, stage in enumerate(self.stages):
+        for i, stage in enumerate(self.stages[: max(self.out_indices) + 1]):
             x = stage.downsample(x)
             for j, block in enumerate(stage.blocks):
                 if (i, j) == self.first_mdm:

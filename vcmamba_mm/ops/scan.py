@@ -1,5 +1,7 @@
 """The one operator: argument checks, choice of backend, autograd."""
 
+import os
+
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
@@ -9,7 +11,6 @@ from .reference import reference_scan
 from .scan_paths import NUM_DIRECTIONS, NUM_PATHS
 
 PARAM_ORDERS = ('raster', 'path')
-BACKENDS = ('reference', 'torch', 'triton', 'mamba_ssm')
 
 
 class BackendError(RuntimeError):
@@ -19,35 +20,43 @@ class BackendError(RuntimeError):
 def _why_no_triton() -> str | None:
     try:
         import triton
-    except ImportError:
-        return 'triton is not installed: pip install triton'
+    except ImportError as error:
+        return f'triton cannot be imported ({error}): pip install triton'
     major, minor = map(int, triton.__version__.split('.')[:2])
     if (major, minor) < (3, 3):
         return (
             f'triton {triton.__version__} is too old: take 3.3 or newer, '
             'which comes with PyTorch 2.7'
         )
-    if not (torch.cuda.is_available() or triton.knobs.runtime.interpret):
+    if not (torch.cuda.is_available() or _interprets_triton()):
         return 'no CUDA GPU was found (TRITON_INTERPRET=1 simulates one)'
     return None
+
+
+def _interprets_triton() -> bool:
+    return os.environ.get('TRITON_INTERPRET') == '1'
+
+
+_WHY_NOT = dict(
+    reference=lambda: None,
+    torch=lambda: None,
+    triton=_why_no_triton,
+    mamba_ssm=lambda: "not part of this version of vcmamba_mm: use 'torch'",
+)
+BACKENDS = tuple(_WHY_NOT)
 
 
 def available_backends() -> dict[str, str | None]:
     """Which scan backends can be used here.
 
     Returns:
-        dict: For each name of ``BACKENDS``, None if it can be used, else the
-        reason why not.
+        dict: For each backend's name None if it can be used, else the reason
+        why not.
     """
-    return dict(
-        reference=None,
-        torch=None,
-        triton=_why_no_triton(),
-        mamba_ssm="not part of this version of vcmamba_mm: use 'torch'",
-    )
+    return {name: why_not() for name, why_not in _WHY_NOT.items()}
 
 
-def _choose_backend(backend: str) -> str:
+def _choose_backend(backend: str, device: torch.device) -> str:
     if backend == 'auto':
         # The triton kernels have not run on a GPU yet, only in Triton's
         # interpreter: they have to be asked for.
@@ -57,7 +66,9 @@ def _choose_backend(backend: str) -> str:
             f"unknown scan backend {backend!r}: choose 'auto' or one of "
             f'{", ".join(map(repr, BACKENDS))}'
         )
-    reason = available_backends()[backend]
+    reason = _WHY_NOT[backend]()
+    if backend == 'triton' and not reason and not _interprets_triton():
+        reason = None if device.type == 'cuda' else f'the input is on {device}'
     if reason is not None:
         raise BackendError(
             f'scan backend {backend!r} cannot be used here: {reason}'
@@ -140,7 +151,7 @@ def _scan(
         y, saved = torch_scan.scan_forward(
             *tensors, height, width, param_order, save_states
         )
-    return y.to(x.dtype), saved
+    return y.to(x.dtype).contiguous(), saved
 
 
 @_scan.register_fake
@@ -182,7 +193,7 @@ def _scan_backward(
         grads = torch_scan.scan_backward(
             *tensors, saved, height, width, param_order
         )
-    return tuple(grad.to(t.dtype) for grad, t in zip(grads, inputs))
+    return tuple(g.to(t.dtype).contiguous() for g, t in zip(grads, inputs))
 
 
 @_scan_backward.register_fake
@@ -276,8 +287,8 @@ def multi_directional_scan(
         height: Rows of the feature map.
         width: Columns of the feature map.
         param_order: 'raster' or 'path'.
-        backend: 'auto', 'reference', 'torch', 'triton' or 'mamba_ssm';
-            see :func:`available_backends`.
+        backend: 'auto' (today 'torch' everywhere), 'reference', 'torch',
+            'triton' or 'mamba_ssm'; see :func:`available_backends`.
 
     Returns:
         Tensor: Sum over the four paths, shape and dtype of ``x``.
@@ -296,7 +307,7 @@ def multi_directional_scan(
         torch.Size([2, 12, 8])
     """
     _check(x, delta, A, B, C, D, direction_B, height, width, param_order)
-    backend = _choose_backend(backend)
+    backend = _choose_backend(backend, x.device)
     tensors = (x, delta, A, B, C, D, direction_B)
     if backend == 'reference':
         tensors = [t.to(_compute_dtype(x)) for t in tensors]

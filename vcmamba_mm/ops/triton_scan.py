@@ -94,8 +94,8 @@ def _forward_kernel(
             h_next = h_next + (b_h,)
             b_read = tl.sum(b_C[:, None] * b_h, axis=0)
             _add(total + token * channels, b_read, m_e)
+            tl.debug_barrier()  # the next path may add to the same token
         h = h_next
-        tl.debug_barrier()
 
     if y.dtype.element_ty != dtype:
         for i in range(length):
@@ -132,6 +132,7 @@ def _backward_kernel(
     )  # fmt: skip
     chunks = tl.cdiv(length, CHUNK)
     o_ne = o_n[:, None] * channels + o_e[None, :]
+    s_state = tl.full([], STATES, tl.int64) * channels
     o_en = o_e[None, :] * STATES + o_n[:, None]
     states += i_b * chunks * 4 * STATES * channels + o_ne
     grad_x += i_b * length * channels + o_e
@@ -162,7 +163,7 @@ def _backward_kernel(
         if i % CHUNK == 0:
             for p in tl.static_range(4):
                 i_state = i // CHUNK * 4 + p
-                tl.store(states + i_state * STATES * channels, h[p], m_ne)
+                tl.store(states + i_state * s_state, h[p], m_ne)
         if RASTER:
             b_delta = _load_row(delta, i, s_dl, o_e, s_de, m_e, dtype)
             b_B = _load_row(B, i, s_Bl, o_n, s_Bn, m_n, dtype)
@@ -190,7 +191,7 @@ def _backward_kernel(
         for i_reversed in range(chunks):
             start = (chunks - 1 - i_reversed) * CHUNK
             i_state = start // CHUNK * 4 + p
-            b_h = tl.load(states + i_state * STATES * channels, m_ne, other=0)
+            b_h = tl.load(states + i_state * s_state, m_ne, other=0)
             chunk_h = (b_h,)
             for k in tl.static_range(CHUNK):
                 i = start + k
@@ -259,14 +260,16 @@ def scan_forward(
     total = y if y.dtype == dtype else x.new_empty(x.shape, dtype=dtype)
     paths = snake_paths(height, width, x.device)
     BE, num_warps = 32, 1
-    _forward_kernel[triton.cdiv(channels, BE), batch](
-        x, delta, A.contiguous(), B, C, D.contiguous(),
-        direction_B.contiguous(), paths.order, paths.direction, total, y,
-        length, channels, *x.stride(), *delta.stride(), *B.stride(),
-        *C.stride(), STATES=A.shape[1],
-        BN=triton.next_power_of_2(A.shape[1]), BE=BE,
-        RASTER=param_order == 'raster', num_warps=num_warps,
-    )  # fmt: skip
+    # One stage: no load of `total` may be moved before a store to it.
+    with torch.cuda.device_of(x):
+        _forward_kernel[triton.cdiv(channels, BE), batch](
+            x, delta, A.contiguous(), B, C, D.contiguous(),
+            direction_B.contiguous(), paths.order, paths.direction, total, y,
+            length, channels, *x.stride(), *delta.stride(), *B.stride(),
+            *C.stride(), STATES=A.shape[1],
+            BN=triton.next_power_of_2(A.shape[1]), BE=BE,
+            RASTER=param_order == 'raster', num_warps=num_warps, num_stages=1,
+        )  # fmt: skip
     return y
 
 
@@ -292,15 +295,17 @@ def scan_backward(
         new(tiles, batch, NUM_DIRECTIONS, states),
     )  # fmt: skip
     chunks = triton.cdiv(length, CHUNK)
-    _backward_kernel[tiles, batch](
-        grad_y, x, delta, A.contiguous(), B, C, D.contiguous(),
-        direction_B.contiguous(), paths.order, paths.direction,
-        new(batch, chunks, NUM_PATHS, states, channels), *grads,
-        length, channels, *grad_y.stride(), *x.stride(), *delta.stride(),
-        *B.stride(), *C.stride(), STATES=states,
-        BN=triton.next_power_of_2(states), BE=BE,
-        RASTER=param_order == 'raster', CHUNK=CHUNK, num_warps=num_warps,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        _backward_kernel[tiles, batch](
+            grad_y, x, delta, A.contiguous(), B, C, D.contiguous(),
+            direction_B.contiguous(), paths.order, paths.direction,
+            new(batch, chunks, NUM_PATHS, states, channels), *grads,
+            length, channels, *grad_y.stride(), *x.stride(), *delta.stride(),
+            *B.stride(), *C.stride(), STATES=states,
+            BN=triton.next_power_of_2(states), BE=BE,
+            RASTER=param_order == 'raster', CHUNK=CHUNK, num_warps=num_warps,
+            num_stages=1,
+        )  # fmt: skip
     grad_x, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_theta = grads
     grads = (
         grad_x, grad_delta, grad_A.sum(0), grad_B.sum(0), grad_C.sum(0),

@@ -2,7 +2,7 @@ dataset_type = 'ADE20KDataset'
 data_root = 'data/ade/ADEChallengeData2016'
 crop_size = (512, 512)
 train_pipeline = [
-    dict(type='LoadImage'),
+    dict(type='LoadImageStrict'),
     dict(type='LoadAnnotations', reduce_zero_label=True),
     dict(
         type='RandomResize',
@@ -16,7 +16,7 @@ train_pipeline = [
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadImage'),
+    dict(type='LoadImageStrict'),
     dict(type='Resize', scale=(2048, 512), keep_ratio=True),
     dict(type='ResizeToMultiple', size_divisor=32),
     # After the resizing: predictions are compared at the original size.
@@ -25,7 +25,7 @@ test_pipeline = [
 ]
 tta_model = dict(type='SegTTAModel')
 tta_pipeline = [
-    dict(type='LoadImage'),
+    dict(type='LoadImageStrict'),
     dict(
         type='TestTimeAug',
         transforms=[

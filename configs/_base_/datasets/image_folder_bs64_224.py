@@ -6,7 +6,7 @@ data_preprocessor = dict(
 )  # from BGR
 
 train_pipeline = [
-    dict(type='LoadImage'),
+    dict(type='LoadImageStrict'),
     dict(
         type='RandomResizedCrop',
         scale=224,
@@ -29,13 +29,13 @@ resize_and_crop = [
     dict(type='CenterCrop', crop_size=224),
 ]
 test_pipeline = [
-    dict(type='LoadImage'),
+    dict(type='LoadImageStrict'),
     *resize_and_crop,
     dict(type='PackInputs'),
 ]
 tta_model = dict(type='AverageClsScoreTTA')
 tta_pipeline = [
-    dict(type='LoadImage'),
+    dict(type='LoadImageStrict'),
     *resize_and_crop,
     dict(
         type='TestTimeAug',

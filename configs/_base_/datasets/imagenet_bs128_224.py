@@ -12,7 +12,7 @@ bgr_mean = data_preprocessor['mean'][::-1]
 bgr_std = data_preprocessor['std'][::-1]
 
 train_pipeline = [
-    dict(type='LoadImage'),
+    dict(type='LoadImageStrict'),
     dict(
         type='RandomResizedCrop',
         scale=224,
@@ -53,13 +53,13 @@ resize_and_crop = [
     dict(type='CenterCrop', crop_size=224),
 ]
 test_pipeline = [
-    dict(type='LoadImage'),
+    dict(type='LoadImageStrict'),
     *resize_and_crop,
     dict(type='PackInputs'),
 ]
 tta_model = dict(type='AverageClsScoreTTA')
 tta_pipeline = [
-    dict(type='LoadImage'),
+    dict(type='LoadImageStrict'),
     *resize_and_crop,
     dict(
         type='TestTimeAug',

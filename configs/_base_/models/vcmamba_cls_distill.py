@@ -1,10 +1,12 @@
-# The release's classifier: two heads, one taught by RegNetY-16GF (timm's
-# regnety_160 with DeiT's weights).
+# The release's classifier: two heads, one taught by RegNetY-16GF with DeiT's
+# weights.
 _base_ = 'vcmamba_cls.py'
 model = dict(
     type='DistilledImageClassifier',
     teacher=dict(
-        type='TimmClassifier', model_name='regnety_160', pretrained=True
+        type='TimmClassifier',
+        model_name='regnety_160.deit_in1k',
+        pretrained=True,
     ),
     distillation='soft',
     alpha=0.5,

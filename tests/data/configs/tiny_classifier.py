@@ -1,6 +1,13 @@
 # The classifier that golden/tiny_release.pth fits, on small pictures.
-_base_ = '../../../configs/vcmamba_s_8xb128_in1k.py'
+_base_ = '../../../configs/vcmamba_s_distill_8xb128_in1k.py'
 model = dict(
+    teacher=dict(
+        _delete_=True,
+        type='ImageClassifier',
+        backbone=dict(type='ResNet_CIFAR', depth=18),
+        neck=dict(type='GlobalAveragePooling'),
+        head=dict(type='LinearClsHead', num_classes=10, in_channels=512),
+    ),
     backbone=dict(
         arch=dict(
             _delete_=True,
@@ -11,7 +18,7 @@ model = dict(
         img_size=160,
     ),
     neck=dict(in_channels=64),
-    head=dict(num_classes=10, in_channels=64, distillation=True),
+    head=dict(num_classes=10, in_channels=64),
 )
 data_preprocessor = dict(num_classes=10)
 metainfo = dict(classes=[str(i) for i in range(10)])
@@ -19,7 +26,7 @@ loader = dict(
     batch_size=4,
     num_workers=0,
     persistent_workers=False,
-    dataset=dict(data_root='data', metainfo=metainfo),
+    dataset=dict(data_root='data/tiny', metainfo=metainfo),
 )
 train_dataloader = loader
 val_dataloader = loader

@@ -16,7 +16,9 @@ model = dict(
     test_cfg=dict(crop_size=(64, 64), stride=(40, 40)),
 )
 loader = dict(
-    num_workers=0, persistent_workers=False, dataset=dict(data_root='data')
+    num_workers=0,
+    persistent_workers=False,
+    dataset=dict(data_root='data/tiny'),
 )
 train_dataloader = dict(**loader, batch_size=2)
 val_dataloader = loader
