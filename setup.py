@@ -49,6 +49,7 @@ setup(
     long_description=(ROOT / 'README.md').read_text(),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
+    author='The vcmamba_mm authors',
     keywords='computer vision, mamba, backbone, image classification, '
     'semantic segmentation, OpenMMLab',
     packages=find_packages(include=['vcmamba_mm', 'vcmamba_mm.*']),
@@ -56,7 +57,7 @@ setup(
     install_requires=requirements('runtime'),
     extras_require={
         name: requirements(name)
-        for name in ('onedl', 'openmmlab', 'mamba', 'distill', 'demo', 'test')
+        for name in ('onedl', 'openmmlab', 'distill', 'demo', 'test')
     },
     cmdclass=dict(build_py=BuildPyWithMim),
     zip_safe=False,

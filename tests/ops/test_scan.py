@@ -154,20 +154,17 @@ def test_half_precision_computes_in_float32(backend, dtype, rtol, atol):
     torch.testing.assert_close(y.double(), expected, rtol=rtol, atol=atol)
 
 
-def test_operator_registration():
-    inputs = make_inputs(1, 3, 4, dtype=torch.float32)
-    for save_states in (False, True):
-        torch.library.opcheck(
-            torch.ops.vcmamba_mm.scan,
-            (
-                *[t.detach() for t in inputs],
-                3,
-                4,
-                'raster',
-                'torch',
-                save_states,
-            ),
-        )
+@pytest.mark.parametrize('strided', [False, True])
+@pytest.mark.parametrize('save_states', [False, True])
+def test_operator_registration(strided, save_states):
+    inputs = [t.detach() for t in make_inputs(1, 3, 4, dtype=torch.float32)]
+    if strided:
+        inputs = [t.mT.contiguous().mT if t.dim() > 1 else t for t in inputs]
+    inputs = [t.requires_grad_(save_states) for t in inputs]
+    torch.library.opcheck(
+        torch.ops.vcmamba_mm.scan,
+        (*inputs, 3, 4, 'raster', 'torch', save_states),
+    )
 
 
 def test_flop_formula_counts_the_recurrence():
