@@ -1,5 +1,6 @@
 """The command-line tools, by running them."""
 
+import argparse
 import os
 import re
 import runpy
@@ -14,6 +15,7 @@ from conftest import GOLDEN, ROOT
 from PIL import Image
 
 from vcmamba_mm.checkpoint import read_checkpoint
+from vcmamba_mm.engine import build_runner, load_config
 
 pytest.importorskip('mmpretrain')
 pytest.importorskip('mmseg')
@@ -160,6 +162,30 @@ def test_dist_test_of_a_trained_classifier(trained, run, pictures, tmp_path):
         int(p['pred_label']) == int(p['gt_label']) for p in predictions
     )
     assert top1 == pytest.approx(100 * right / 20)
+
+
+@pytest.mark.parametrize('with_hook', [True, False])
+def test_raw_weights_are_tested(trained, pictures, tmp_path, with_hook):
+    """Whether or not the config keeps an average."""
+    args = argparse.Namespace(
+        config=str(CLASSIFIER),
+        work_dir=str(tmp_path),
+        launcher='none',
+        cfg_options={'test_dataloader.dataset.data_root': str(pictures)},
+    )
+    cfg = load_config(args)
+    cfg.load_from = str(trained[0] / 'epoch_2.pth')
+    if not with_hook:
+        cfg.custom_hooks = []
+    cfg.experiment_name = f'raw_{with_hook}'
+    runner = build_runner(cfg, 'test')
+    runner.call_hook('before_run')
+    runner.load_or_resume()
+    saved = read_checkpoint(cfg.load_from)
+    weight = runner.model.head.fc.weight
+    raw = saved['ema_state_dict']['module.head.fc.weight']
+    assert torch.equal(weight, raw)
+    assert not torch.equal(weight, saved['state_dict']['head.fc.weight'])
 
 
 def test_test_reads_a_released_file(run, pictures, tmp_path):
