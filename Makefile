@@ -6,7 +6,7 @@ export PATH := $(BIN):$(PATH)
 # Threads that wait do not take the core from those that work.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test lint clean
+.PHONY: demo test gpu lint clean
 
 # An environment with the maintained stack; made again when needs change.
 $(VENV)/installed: setup.py pyproject.toml $(wildcard requirements/*.txt)
@@ -33,6 +33,10 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
+
+# What a GPU has to show: the kernels on it, at all sizes.
+gpu: $(VENV)/installed
+	python -m pytest tests/ops tests/models
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

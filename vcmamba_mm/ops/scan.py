@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from . import torch_scan
+from . import mamba_ssm_scan, torch_scan
 from .reference import reference_scan
 from .scan_paths import NUM_DIRECTIONS, NUM_PATHS
 
@@ -41,7 +41,7 @@ _WHY_NOT = dict(
     reference=lambda: None,
     torch=lambda: None,
     triton=_why_no_triton,
-    mamba_ssm=lambda: "not part of this version of vcmamba_mm: use 'torch'",
+    mamba_ssm=mamba_ssm_scan.why_not,
 )
 BACKENDS = tuple(_WHY_NOT)
 
@@ -67,8 +67,11 @@ def _choose_backend(backend: str, device: torch.device) -> str:
             f'{", ".join(map(repr, BACKENDS))}'
         )
     reason = _WHY_NOT[backend]()
-    if backend == 'triton' and not reason and not _interprets_triton():
-        reason = None if device.type == 'cuda' else f'the input is on {device}'
+    needs_gpu = backend == 'mamba_ssm' or (
+        backend == 'triton' and not _interprets_triton()
+    )
+    if needs_gpu and reason is None and device.type != 'cuda':
+        reason = f'the input is on {device}'
     if reason is not None:
         raise BackendError(
             f'scan backend {backend!r} cannot be used here: {reason}'
@@ -247,6 +250,12 @@ def _scan_backward_flops(
     return 4 * scan_macs(*x_shape, A_shape[1])
 
 
+# Backends made of operators that autograd knows, outside of ours.
+_DIFFERENTIABLE = dict(
+    reference=reference_scan, mamba_ssm=mamba_ssm_scan.mamba_ssm_scan
+)
+
+
 def multi_directional_scan(
     x: Tensor,
     delta: Tensor,
@@ -309,10 +318,10 @@ def multi_directional_scan(
     _check(x, delta, A, B, C, D, direction_B, height, width, param_order)
     backend = _choose_backend(backend, x.device)
     tensors = (x, delta, A, B, C, D, direction_B)
-    if backend == 'reference':
+    if backend in _DIFFERENTIABLE:
         tensors = [t.to(_compute_dtype(x)) for t in tensors]
         with torch.autocast(x.device.type, enabled=False):
-            y = reference_scan(*tensors, height, width, param_order)
+            y = _DIFFERENTIABLE[backend](*tensors, height, width, param_order)
         return y.to(x.dtype)
     save_states = torch.is_grad_enabled() and any(
         t.requires_grad for t in tensors

@@ -1,0 +1,73 @@
+"""What is installed here, and what of it works: to paste into an issue.
+
+python -m vcmamba_mm.doctor
+"""
+
+from importlib.metadata import packages_distributions, version
+
+import torch
+from mmengine.utils.dl_utils import collect_env
+
+from . import __version__
+from .ops import available_backends, multi_directional_scan
+
+STACK = ('mmengine', 'mmcv', 'mmpretrain', 'mmseg')
+OPTIONAL = ('torchvision', 'numpy', 'triton', 'mamba_ssm', 'timm')
+
+
+def distributions() -> dict[str, str]:
+    """Which distribution, in which version, provides each package."""
+    providers = packages_distributions()
+    return {
+        package: ', '.join(
+            f'{name} {version(name)}'
+            for name in sorted(set(providers.get(package, [])))
+        )
+        for package in STACK + OPTIONAL
+    }
+
+
+def check_backend(name: str, device: str) -> str:
+    """Run a small scan and compare it with the specification in float64."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.rand(*shape, generator=generator)
+
+    inputs = (
+        random(1, 12, 8),
+        random(1, 12, 8),
+        -random(8, 4),
+        random(1, 12, 4),
+        random(1, 12, 4),
+        random(8),
+        random(5, 4),
+    )
+    expected = multi_directional_scan(
+        *(t.double() for t in inputs), 3, 4, backend='reference'
+    )
+    y = multi_directional_scan(
+        *(t.to(device) for t in inputs), 3, 4, backend=name
+    )
+    error = float((y.cpu().double() - expected).abs().max())
+    verdict = 'works' if error < 1e-4 else 'WRONG RESULT'
+    return f'{verdict} on {device}, largest error {error:.1e}'
+
+
+def main() -> None:
+    provided = distributions()
+    print(f'vcmamba_mm: {__version__}')
+    for package, distribution in provided.items():
+        print(f'{package}: {distribution or "not installed"}')
+    stack = filter(None, map(provided.get, STACK))
+    if len({'onedl' in distribution for distribution in stack}) > 1:
+        print("WARNING: onedl's and OpenMMLab's packages are mixed: use one")
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    for name, reason in available_backends().items():
+        print(f'scan backend {name}: {reason or check_backend(name, device)}')
+    for key, value in collect_env().items():
+        print(f'{key}: {value}')
+
+
+if __name__ == '__main__':
+    main()
