@@ -57,6 +57,12 @@ class _Chunk(NamedTuple):
             grad[:, self.order[:, p]] += piece[:, :, p]
 
 
+def _chunk_memory(x: Tensor, A: Tensor, param_order: str) -> Tensor:
+    """Memory for a chunk's decays; large pieces are slow to get anew."""
+    paths = 1 if param_order == 'raster' else NUM_PATHS
+    return x.new_empty(len(x), CHUNK, paths, *A.shape)
+
+
 def _read_chunk(
     n: int,
     x: Tensor,
@@ -68,8 +74,12 @@ def _read_chunk(
     height: int,
     width: int,
     param_order: str,
+    memory: Tensor,
 ) -> _Chunk:
-    """Read the steps from n * CHUNK to (n + 1) * CHUNK."""
+    """Read the steps from n * CHUNK to (n + 1) * CHUNK.
+
+    ``A`` comes transposed, (state, channels); ``memory`` takes the decays.
+    """
     steps = slice(n * CHUNK, min((n + 1) * CHUNK, x.shape[1]))
     paths = snake_paths(height, width, x.device)
     order, direction = paths.order[:, steps].t(), paths.direction[:, steps].t()
@@ -78,6 +88,8 @@ def _read_chunk(
         return t[:, steps, None] if param_order == 'raster' else t[:, order]
 
     x, delta = x[:, order], read_params(delta)
+    decay = memory[:, : len(order)]
+    torch.mul(delta[:, :, :, None], A, out=decay).exp_()
     return _Chunk(
         steps=steps,
         order=order,
@@ -86,7 +98,7 @@ def _read_chunk(
         delta=delta,
         C=read_params(C),
         input_B=read_params(B) + direction_B[direction],
-        decay=torch.exp(delta[:, :, :, None] * A.t().contiguous()),
+        decay=decay,
         step_input=delta * x,
     )
 
@@ -112,13 +124,25 @@ def scan_forward(
         unless ``save_states``.
     """
     batch, num_tokens, channels = x.shape
+    A = A.t().contiguous()
     num_chunks = -(-num_tokens // CHUNK)
-    state = x.new_zeros(batch, NUM_PATHS, A.shape[1], channels)
+    state = x.new_zeros(batch, NUM_PATHS, A.shape[0], channels)
     saved = x.new_empty(num_chunks if save_states else 0, *state.shape)
     readout = x.new_empty(batch, num_tokens, NUM_PATHS, channels)
+    memory = _chunk_memory(x, A, param_order)
     for n in range(num_chunks):
         chunk = _read_chunk(
-            n, x, delta, A, B, C, direction_B, height, width, param_order
+            n,
+            x,
+            delta,
+            A,
+            B,
+            C,
+            direction_B,
+            height,
+            width,
+            param_order,
+            memory,
         )
         if save_states:
             saved[n] = state
@@ -154,6 +178,7 @@ def scan_backward(
         g_i = C_i dy_o(i) + exp(delta_{i+1} A) g_{i+1}.
     """
     grad_x = (NUM_PATHS * D) * grad_y
+    A = A.t().contiguous()
     grad_delta, grad_A = torch.zeros_like(delta), torch.zeros_like(A)
     grad_B, grad_C = torch.zeros_like(B), torch.zeros_like(C)
     grad_D = NUM_PATHS * (x * grad_y).sum((0, 1))
@@ -162,10 +187,22 @@ def scan_backward(
     batch, *state_shape = saved.shape[1:]
     states = x.new_empty(batch, CHUNK + 1, *state_shape)
     grads = x.new_empty(batch, CHUNK, *state_shape)
+    memory = _chunk_memory(x, A, param_order)
+    product = torch.empty_like(memory)
     carried = x.new_zeros(batch, *state_shape)  # decay_{i+1} g_{i+1}
     for n in reversed(range(len(saved))):
         chunk = _read_chunk(
-            n, x, delta, A, B, C, direction_B, height, width, param_order
+            n,
+            x,
+            delta,
+            A,
+            B,
+            C,
+            direction_B,
+            height,
+            width,
+            param_order,
+            memory,
         )
         steps = len(chunk.order)
         h, g = states[:, : steps + 1], grads[:, :steps]
@@ -198,16 +235,17 @@ def scan_backward(
         # of the exponent delta A, (batch, steps, paths, state, channels)
         grad_exponent = g.mul_(h[:, :-1])
         if param_order == 'raster':
-            grad_exponent = grad_exponent.sum(2, keepdim=True)
-        grad_exponent = grad_exponent * chunk.decay
-        chunk.add_at_params(grad_delta, (grad_exponent * A.t()).sum(3))
-        grad_A += (
-            grad_exponent.mul_(chunk.delta[:, :, :, None]).sum((0, 1, 2)).t()
-        )
+            grad_exponent = torch.sum(
+                grad_exponent, 2, keepdim=True, out=product[:, :steps]
+            )
+        grad_exponent.mul_(chunk.decay)
+        by_A = torch.mul(grad_exponent, A, out=chunk.decay)
+        chunk.add_at_params(grad_delta, by_A.sum(3))
+        grad_A += grad_exponent.mul_(chunk.delta[:, :, :, None]).sum((0, 1, 2))
     return (
         grad_x,
         grad_delta,
-        grad_A,
+        grad_A.t(),
         grad_B,
         grad_C,
         grad_D,
