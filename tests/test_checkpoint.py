@@ -9,6 +9,7 @@ import torch
 from conftest import GOLDEN, TINY
 from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
+from mmengine.registry import init_default_scope
 
 from vcmamba_mm import NormGlobalAveragePooling, VCMamba
 from vcmamba_mm.checkpoint import (
@@ -50,6 +51,7 @@ def test_all_released_keys_there_and_back(variant, released_keys):
     classifier = pytest.importorskip('mmpretrain.registry').MODELS
     import vcmamba_mm.classification  # noqa: F401
 
+    init_default_scope('mmpretrain')
     keys = {
         k: torch.empty(shape, device='meta')
         for k, shape in released_keys[variant].items()
@@ -120,8 +122,6 @@ def test_released_file_and_ours_and_backbone_alone(tmp_path, state_dict):
 
 def test_inside_a_larger_model():
     mmseg = pytest.importorskip('mmseg.registry')
-    from mmengine.registry import init_default_scope
-
     init_default_scope('mmseg')
     model = mmseg.MODELS.build(
         dict(

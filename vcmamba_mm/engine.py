@@ -212,7 +212,8 @@ class SafeRunner(Runner):
             CheckpointError: If the file cannot be read or a key is missing,
                 left over, or of another shape.
         """
-        checkpoint = read_checkpoint(filename, map_location)
+        # To the CPU, whatever map_location: a GPU holds the model already.
+        checkpoint = read_checkpoint(filename)
         model: nn.Module = self.model
         if is_model_wrapper(model):
             model = model.module

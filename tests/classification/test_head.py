@@ -2,6 +2,7 @@ import pytest
 import torch
 
 pytest.importorskip('mmpretrain')
+from mmengine.registry import init_default_scope
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 
@@ -9,6 +10,7 @@ import vcmamba_mm.classification  # noqa: F401
 
 
 def build(**kwargs):
+    init_default_scope('mmpretrain')
     return MODELS.build(
         dict(type='VCMambaClsHead', num_classes=5, in_channels=8, **kwargs)
     )
