@@ -36,3 +36,17 @@ def test_wrong_results_and_mixed_stacks_are_shown(monkeypatch, capsys):
     monkeypatch.setattr(doctor, 'available_backends', dict)
     doctor.main()
     assert 'WARNING: onedl' in capsys.readouterr().out
+
+
+def test_a_failing_backend_is_shown(monkeypatch):
+    scan = doctor.multi_directional_scan
+
+    def broken(*args, backend):
+        if backend == 'torch':
+            raise RuntimeError('no kernel image')
+        return scan(*args, backend=backend)
+
+    monkeypatch.setattr(doctor, 'multi_directional_scan', broken)
+    assert doctor.check_backend('torch', 'cpu') == (
+        'fails on cpu: no kernel image'
+    )
