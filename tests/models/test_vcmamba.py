@@ -320,3 +320,22 @@ def test_autocast_with_large_activations(dtype, tolerance):
     assert out.isfinite().all()
     error = (out.float() - expected).abs().max() / expected.abs().max()
     assert error < tolerance
+
+
+def test_stages_after_the_last_output_do_not_run():
+    """DDP fails on parameters that get no gradient."""
+    model = tiny(out_indices=(0, 1), layer_scale_init_value=1.0)
+    for stage in model.stages[2:]:
+        for block in stage.blocks:
+            block.register_forward_hook(lambda *args: pytest.fail('it ran'))
+    sum(o.square().mean() for o in model(torch.randn(2, 3, 64, 64))).backward()
+    for name, parameter in model.named_parameters():
+        early = name.startswith(('stem.', 'stages.0.', 'stages.1.'))
+        assert parameter.requires_grad == early, name
+        assert (parameter.grad is not None) == early, name
+
+
+def test_last_stage_is_the_default_output_of_every_arch():
+    arch = dict(embed_dims=(8, 16), depths=(1, 1), num_mdm=1)
+    (out,) = VCMamba(arch, img_size=32)(torch.randn(2, 3, 32, 32))
+    assert out.shape == (2, 16, 4, 4)
