@@ -339,3 +339,23 @@ def test_last_stage_is_the_default_output_of_every_arch():
     arch = dict(embed_dims=(8, 16), depths=(1, 1), num_mdm=1)
     (out,) = VCMamba(arch, img_size=32)(torch.randn(2, 3, 32, 32))
     assert out.shape == (2, 16, 4, 4)
+
+
+def test_channels_last_changes_the_memory_only():
+    first = tiny(out_indices=ALL).eval()
+    last = tiny(out_indices=ALL, channels_last=True).eval()
+    last.load_state_dict(first.state_dict())
+    formats = []
+    for module in last.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(
+                lambda module, args, y: formats.append(
+                    y.is_contiguous(memory_format=torch.channels_last)
+                )
+            )
+    # sizes without a dimension of 1, where both formats are the same
+    images = torch.randn(2, 3, 64, 96)
+    for a, b in zip(first(images), last(images)):
+        torch.testing.assert_close(b, a)
+        assert b.is_contiguous(memory_format=torch.channels_last)
+    assert formats and all(formats)

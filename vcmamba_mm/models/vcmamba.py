@@ -80,6 +80,8 @@ class VCMamba(BaseModule):
             gradient and stay in eval mode. -1 freezes nothing.
         norm_eval: Keep all batch norms in eval mode.
         with_cp: Recompute the blocks in the backward pass to save memory.
+        channels_last: Keep weights and feature maps in channels-last memory,
+            which is what tensor cores want and what the scan reads.
         init_cfg: Initialization config. ``dict(type='Pretrained',
             checkpoint=...)`` takes a path or URL of a checkpoint of this
             project (of a classifier, a segmenter, or the backbone alone) or
@@ -113,6 +115,7 @@ class VCMamba(BaseModule):
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
+        channels_last: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ):
         super().__init__(init_cfg)
@@ -184,6 +187,9 @@ class VCMamba(BaseModule):
         if self.pos_embed is not None:
             last_runs = max(self.out_indices) == num_stages - 1
             self.pos_embed.requires_grad_(last_runs)
+        if channels_last:
+            # Convolutions hand the format of their weights on.
+            self.to(memory_format=torch.channels_last)
         self._freeze_stages()
 
     def _parse_arch(self, arch: str | dict) -> tuple[tuple, tuple, int]:

@@ -163,7 +163,9 @@ def _(x, delta, A, B, C, D, direction_B, height, width, param_order,
     shape = (0,)
     if backend == 'torch':
         chunks = -(-x.shape[1] // torch_scan.CHUNK) if save_states else 0
-        shape = (chunks, x.shape[0], NUM_PATHS, A.shape[1], x.shape[2])
+        paths = NUM_PATHS if param_order == 'raster' else 1
+        groups = x.shape[0] * NUM_PATHS // paths
+        shape = (chunks, groups, A.shape[1], paths, x.shape[2])
     y = x.new_empty(x.shape)
     return y, x.new_empty(shape, dtype=_compute_dtype(x))
 

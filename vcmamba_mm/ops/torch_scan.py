@@ -1,106 +1,105 @@
 """The multi-directional scan in plain PyTorch, for every device.
 
-A loop over time updates the states of the four paths together, in place. The
-states are laid out (batch, path, state, channels): in raster order the decay
-exp(delta A) of a step is the same for the four paths and is computed once,
-and every sum over channels or states is one batched matrix product.
+The four paths are turned into groups of recurrences that share delta, B and
+C, and so the decay exp(delta A), which is then computed once: in raster order
+an image is one group of four paths, in path order four groups of one. A loop
+over time updates the states of all groups in place; sums over channels or
+states are batched matrix products.
 
 Nothing of size tokens x channels x state is ever stored. The forward pass
-keeps the state before every ``CHUNK``-th step; the backward pass recomputes
-the states of one chunk at a time from there.
+keeps the states before every ``CHUNK``-th step; the backward pass recomputes
+those of one chunk at a time from there.
 """
 
-from typing import NamedTuple
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from .scan_paths import NUM_PATHS, snake_paths
+from .scan_paths import NUM_PATHS, SnakePaths, snake_paths
 
-CHUNK = 16
+CHUNK = 8
 
 
-class _Chunk(NamedTuple):
-    """What some consecutive steps of the four paths read.
+class _Groups:
+    """Between tokens, (batch, tokens, n), and the steps of the groups."""
 
-    ``paths`` is 4, or 1 where the paths share a value (raster order).
-    """
+    def __init__(self, paths: SnakePaths, param_order: str):
+        order, inverse, self.direction = paths
+        num_tokens = order.shape[1]
+        number = torch.arange(NUM_PATHS, device=order.device)[:, None]
+        self.shared = param_order == 'raster'
+        if self.shared:  # path is the inner index of (tokens, paths)
+            self.visited = order.t().flatten()
+            visits = inverse * NUM_PATHS + number
+            self.direction = self.direction.t().contiguous()
+        else:  # ... and the outer one of (groups, tokens)
+            self.visited = order.flatten()
+            visits = inverse + num_tokens * number
+        self.visits = visits.t().flatten()
+        self.paths = NUM_PATHS if self.shared else 1
 
-    steps: slice
-    order: Tensor  # raster index of the tokens visited, (steps, 4)
-    direction: Tensor  # (steps, 4)
-    x: Tensor  # (batch, steps, 4, channels)
-    delta: Tensor  # (batch, steps, paths, channels)
-    C: Tensor  # (batch, steps, paths, state)
-    input_B: Tensor  # B + theta, (batch, steps, 4, state)
-    decay: Tensor  # exp(delta A), (batch, steps, paths, state, channels)
-    step_input: Tensor  # delta x, (batch, steps, 4, channels)
+    def read(self, tokens: Tensor) -> Tensor:
+        """What is visited at each step, (groups, steps, paths, n)."""
+        _, num_tokens, n = tokens.shape
+        read = tokens.index_select(1, self.visited)
+        return read.view(-1, num_tokens, self.paths, n)
 
-    def advance(self, state: Tensor, t: int, out: Tensor) -> None:
-        """One step of all recurrences: ``out`` = decay * state + input."""
-        torch.mul(state, self.decay[:, t], out=out)
-        out.addcmul_(
-            self.input_B[:, t, :, :, None], self.step_input[:, t, :, None]
+    def sum_at_tokens(self, steps: Tensor) -> Tensor:
+        """Transpose of :meth:`read`."""
+        _, num_tokens, _, n = steps.shape
+        steps = steps.view(-1, NUM_PATHS * num_tokens, n)
+        at_tokens = steps.index_select(1, self.visits)
+        return at_tokens.view(-1, num_tokens, NUM_PATHS, n).sum(2)
+
+    def read_params(self, tokens: Tensor) -> Tensor:
+        """delta, B or C of each step, (groups, steps, n)."""
+        return tokens if self.shared else self.read(tokens).squeeze(2)
+
+    def sum_params(self, steps: Tensor) -> Tensor:
+        """Transpose of :meth:`read_params`."""
+        return steps if self.shared else self.sum_at_tokens(steps[:, :, None])
+
+    def read_input_B(self, B: Tensor, direction_B: Tensor) -> Tensor:
+        """B + theta of each step, (groups, steps, paths, state)."""
+        if self.shared:
+            return B[:, :, None] + direction_B[self.direction]
+        theta = direction_B[self.direction]  # (4, steps, state)
+        B = self.read(B).unflatten(0, (-1, NUM_PATHS))
+        return (B + theta[:, :, None]).flatten(0, 1)
+
+    def sum_theta(self, steps: Tensor, direction_B: Tensor) -> Tensor:
+        """Transpose of :meth:`read_input_B` as to theta."""
+        per_image = steps.view(-1, self.direction.numel(), steps.shape[-1])
+        return torch.zeros_like(direction_B).index_add_(
+            0, self.direction.flatten(), per_image.sum(0)
         )
 
-    def add_at_params(self, grad: Tensor, piece: Tensor) -> None:
-        """Add (batch, steps, 4, n) where delta, B and C were read."""
-        if self.delta.shape[2] == 1:
-            grad[:, self.steps] += piece.sum(2)
-        else:
-            self.add_at_tokens(grad, piece)
 
-    def add_at_tokens(self, grad: Tensor, piece: Tensor) -> None:
-        """Add (batch, steps, 4, n) where the tokens were read."""
-        for p in range(NUM_PATHS):
-            # Within one path every token occurs once.
-            grad[:, self.order[:, p]] += piece[:, :, p]
+@lru_cache(maxsize=256)
+def _groups(
+    height: int, width: int, device: torch.device, param_order: str
+) -> _Groups:
+    # The cache outlives any inference_mode block the first call may be in.
+    with torch.inference_mode(False):
+        return _Groups(snake_paths(height, width, device), param_order)
 
 
-def _chunk_memory(x: Tensor, A: Tensor, param_order: str) -> Tensor:
-    """Memory for a chunk's decays; large pieces are slow to get anew."""
-    paths = 1 if param_order == 'raster' else NUM_PATHS
-    return x.new_empty(len(x), CHUNK, paths, *A.shape)
+def _chunks(num_tokens: int) -> list[slice]:
+    return [
+        slice(start, min(start + CHUNK, num_tokens))
+        for start in range(0, num_tokens, CHUNK)
+    ]
 
 
-def _read_chunk(
-    n: int,
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    direction_B: Tensor,
-    height: int,
-    width: int,
-    param_order: str,
-    memory: Tensor,
-) -> _Chunk:
-    """Read the steps from n * CHUNK to (n + 1) * CHUNK.
+def _fill_decay(memory: Tensor, delta: Tensor, A: Tensor) -> Tensor:
+    """exp(delta A) of the steps, (steps, groups, state, 1, channels).
 
-    ``A`` comes transposed, (state, channels); ``memory`` takes the decays.
+    Into ``memory``, since large pieces of memory are slow to get anew.
     """
-    steps = slice(n * CHUNK, min((n + 1) * CHUNK, x.shape[1]))
-    paths = snake_paths(height, width, x.device)
-    order, direction = paths.order[:, steps].t(), paths.direction[:, steps].t()
-
-    def read_params(t: Tensor) -> Tensor:
-        return t[:, steps, None] if param_order == 'raster' else t[:, order]
-
-    x, delta = x[:, order], read_params(delta)
-    decay = memory[:, : len(order)]
-    torch.mul(delta[:, :, :, None], A, out=decay).exp_()
-    return _Chunk(
-        steps=steps,
-        order=order,
-        direction=direction,
-        x=x,
-        delta=delta,
-        C=read_params(C),
-        input_B=read_params(B) + direction_B[direction],
-        decay=decay,
-        step_input=delta * x,
-    )
+    decay = memory[: delta.shape[1]]
+    torch.mul(delta.transpose(0, 1)[:, :, None, None], A, out=decay)
+    return decay.exp_()
 
 
 def scan_forward(
@@ -120,41 +119,35 @@ def scan_forward(
 
     Returns:
         tuple: ``y`` like ``x``, and the states before the steps 0, CHUNK,
-        2 CHUNK, ..., shape (chunks, batch, 4, state, channels); no chunks
-        unless ``save_states``.
+        2 CHUNK, ..., shape (chunks, groups, state, paths, channels); no
+        chunks unless ``save_states``.
     """
-    batch, num_tokens, channels = x.shape
-    A = A.t().contiguous()
-    num_chunks = -(-num_tokens // CHUNK)
-    state = x.new_zeros(batch, NUM_PATHS, A.shape[0], channels)
-    saved = x.new_empty(num_chunks if save_states else 0, *state.shape)
-    readout = x.new_empty(batch, num_tokens, NUM_PATHS, channels)
-    memory = _chunk_memory(x, A, param_order)
-    for n in range(num_chunks):
-        chunk = _read_chunk(
-            n,
-            x,
-            delta,
-            A,
-            B,
-            C,
-            direction_B,
-            height,
-            width,
-            param_order,
-            memory,
-        )
+    groups = _groups(height, width, x.device, param_order)
+    A = A.t().contiguous()[:, None]  # (state, 1, channels)
+    delta, C = groups.read_params(delta), groups.read_params(C)
+    step_input = groups.read(x).mul_(delta[:, :, None])
+    input_B = groups.read_input_B(B, direction_B).transpose(2, 3)
+
+    num_groups, num_steps, paths, channels = step_input.shape
+    state = x.new_zeros(num_groups, len(A), paths, channels)
+    chunks = _chunks(num_steps)
+    saved = x.new_empty(len(chunks) if save_states else 0, *state.shape)
+    memory = x.new_empty(CHUNK, num_groups, *A.shape)
+    readout = torch.empty_like(step_input)
+    for n, steps in enumerate(chunks):
         if save_states:
             saved[n] = state
-        C_t = chunk.C[:, :, :, None]  # (batch, steps, paths, 1, state)
-        for t in range(len(chunk.order)):
-            chunk.advance(state, t, out=state)
-            readout[:, chunk.steps.start + t] = (C_t[:, t] @ state)[:, :, 0]
-    y = (NUM_PATHS * D) * x
-    inverse = snake_paths(height, width, x.device).inverse
-    for p in range(NUM_PATHS):
-        y += readout[:, inverse[p], p]
-    return y, saved
+        for decay, B_t, input_t, C_t, readout_t in zip(
+            _fill_decay(memory, delta[:, steps], A),
+            input_B[:, steps, :, :, None].unbind(1),
+            step_input[:, steps, None].unbind(1),
+            C[:, steps, None].unbind(1),
+            readout[:, steps].flatten(2)[:, :, None].unbind(1),
+        ):
+            state.mul_(decay).addcmul_(B_t, input_t)
+            torch.bmm(C_t, state.flatten(2), out=readout_t)
+    y = groups.sum_at_tokens(readout)
+    return y.addcmul_(D, x, value=NUM_PATHS), saved
 
 
 def scan_backward(
@@ -177,77 +170,75 @@ def scan_backward(
 
         g_i = C_i dy_o(i) + exp(delta_{i+1} A) g_{i+1}.
     """
-    grad_x = (NUM_PATHS * D) * grad_y
-    A = A.t().contiguous()
-    grad_delta, grad_A = torch.zeros_like(delta), torch.zeros_like(A)
-    grad_B, grad_C = torch.zeros_like(B), torch.zeros_like(C)
+    groups = _groups(height, width, x.device, param_order)
     grad_D = NUM_PATHS * (x * grad_y).sum((0, 1))
-    grad_direction_B = torch.zeros_like(direction_B)
+    grad_skip = NUM_PATHS * D * grad_y
+    A = A.t().contiguous()[:, None]  # (state, 1, channels)
+    delta, C = groups.read_params(delta), groups.read_params(C)
+    x, grad_readout = groups.read(x), groups.read(grad_y)
+    input_B = groups.read_input_B(B, direction_B)
+    grad_x, grad_delta = torch.empty_like(x), torch.empty_like(delta)
+    grad_A, grad_C = torch.zeros_like(A), torch.empty_like(C)
+    grad_input_B = torch.empty_like(input_B)
 
-    batch, *state_shape = saved.shape[1:]
-    states = x.new_empty(batch, CHUNK + 1, *state_shape)
-    grads = x.new_empty(batch, CHUNK, *state_shape)
-    memory = _chunk_memory(x, A, param_order)
-    product = torch.empty_like(memory)
-    carried = x.new_zeros(batch, *state_shape)  # decay_{i+1} g_{i+1}
-    for n in reversed(range(len(saved))):
-        chunk = _read_chunk(
-            n,
-            x,
-            delta,
-            A,
-            B,
-            C,
-            direction_B,
-            height,
-            width,
-            param_order,
-            memory,
+    memory = x.new_empty(CHUNK, len(delta), *A.shape)
+    summed = torch.empty_like(memory)
+    states = x.new_empty(CHUNK + 1, *saved.shape[1:])
+    grads = x.new_empty(CHUNK, *saved.shape[1:])
+    carried = torch.zeros_like(saved[0])  # exp(delta_{i+1} A) g_{i+1}
+    for n, steps in reversed(list(enumerate(_chunks(delta.shape[1])))):
+        # Of this chunk, with time first as the states have it; products of
+        # a row vector and a matrix are much faster than the other way round.
+        delta_c, x_c, grad_readout_c, C_c, input_B_c = (
+            t[:, steps].transpose(0, 1)
+            for t in (delta[:, :, None], x, grad_readout, C, input_B)
         )
-        steps = len(chunk.order)
-        h, g = states[:, : steps + 1], grads[:, :steps]
-        h[:, 0] = saved[n]
-        for t in range(steps):
-            chunk.advance(h[:, t], t, out=h[:, t + 1])
-        grad_read = grad_y[:, chunk.order]  # (batch, steps, 4, channels)
-        for t in reversed(range(steps)):
-            torch.addcmul(
-                carried,
-                chunk.C[:, t, :, :, None],
-                grad_read[:, t, :, None],
-                out=g[:, t],
-            )
-            torch.mul(g[:, t], chunk.decay[:, t], out=carried)
-
-        grad_C_read = (h[:, 1:] @ grad_read[..., None])[..., 0]
-        chunk.add_at_params(grad_C, grad_C_read)
-
-        grad_input_B = (g @ chunk.step_input[..., None])[..., 0]
-        chunk.add_at_params(grad_B, grad_input_B)
-        grad_direction_B.index_add_(
-            0, chunk.direction.flatten(), grad_input_B.sum(0).flatten(0, 1)
+        step_input = delta_c * x_c
+        decay = _fill_decay(memory, delta[:, steps], A)
+        h, g = states[: len(decay) + 1], grads[: len(decay)]
+        h[0] = saved[n]
+        for before, after, decay_t, B_t, input_t in zip(
+            h,
+            h[1:],
+            decay,
+            input_B_c.transpose(2, 3)[..., None],
+            step_input[:, :, None],
+        ):
+            torch.mul(before, decay_t, out=after)
+            after.addcmul_(B_t, input_t)
+        factors = zip(
+            g, decay, C_c[..., None, None], grad_readout_c[:, :, None]
         )
+        for g_t, decay_t, C_t, grad_t in reversed(list(factors)):
+            torch.addcmul(carried, C_t, grad_t, out=g_t)
+            torch.mul(g_t, decay_t, out=carried)
 
-        grad_step_input = (chunk.input_B[..., None, :] @ g)[..., 0, :]
-        chunk.add_at_tokens(grad_x, grad_step_input * chunk.delta)
-        chunk.add_at_params(grad_delta, grad_step_input * chunk.x)
+        grad_readout_c = grad_readout_c.flatten(2)[:, :, None]
+        grad_C_c = grad_readout_c @ h[1:].flatten(3).transpose(2, 3)
+        grad_C[:, steps] = grad_C_c.squeeze(2).transpose(0, 1)
+        grad_step_input = torch.empty_like(step_input)
+        for p in range(groups.paths):
+            g_p = g[..., p, :]  # (steps, groups, state, channels)
+            B_p, input_p = input_B_c[:, :, p, None], step_input[:, :, p, None]
+            grad_step_input[:, :, p] = (B_p @ g_p).squeeze(2)
+            grad_B_p = (input_p @ g_p.transpose(2, 3)).squeeze(2)
+            grad_input_B[:, steps, p] = grad_B_p.transpose(0, 1)
+        grad_x[:, steps] = (grad_step_input * delta_c).transpose(0, 1)
 
-        # of the exponent delta A, (batch, steps, paths, state, channels)
-        grad_exponent = g.mul_(h[:, :-1])
-        if param_order == 'raster':
-            grad_exponent = torch.sum(
-                grad_exponent, 2, keepdim=True, out=product[:, :steps]
-            )
-        grad_exponent.mul_(chunk.decay)
-        by_A = torch.mul(grad_exponent, A, out=chunk.decay)
-        chunk.add_at_params(grad_delta, by_A.sum(3))
-        grad_A += grad_exponent.mul_(chunk.delta[:, :, :, None]).sum((0, 1, 2))
+        # of the exponent delta A, (steps, groups, state, 1, channels)
+        g *= h[:-1]
+        grad_exponent = torch.sum(g, 3, keepdim=True, out=summed[: len(decay)])
+        grad_exponent *= decay
+        grad_delta_c = (grad_step_input * x_c).sum(2)
+        grad_delta_c += torch.mul(grad_exponent, A, out=decay).sum((2, 3))
+        grad_delta[:, steps] = grad_delta_c.transpose(0, 1)
+        grad_A += grad_exponent.mul_(delta_c[:, :, None]).sum((0, 1))
     return (
-        grad_x,
-        grad_delta,
-        grad_A.t(),
-        grad_B,
-        grad_C,
+        groups.sum_at_tokens(grad_x).add_(grad_skip),
+        groups.sum_params(grad_delta),
+        grad_A[:, 0].t(),
+        groups.sum_params(grad_input_B.sum(2)),
+        groups.sum_params(grad_C),
         grad_D,
-        grad_direction_B,
+        groups.sum_theta(grad_input_B, direction_B),
     )
