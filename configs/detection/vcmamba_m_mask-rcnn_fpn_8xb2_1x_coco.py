@@ -1,0 +1,15 @@
+_base_ = [
+    '../_base_/models/vcmamba_mask_rcnn.py',
+    '../_base_/datasets/coco_instance.py',
+    '../_base_/schedules/coco_bs16_adamw_12e.py',
+    '../_base_/default_runtime/detection.py',
+]
+# A classifier's checkpoint: the released one, or one that was trained here.
+checkpoint = 'checkpoints/VCMamba-M.pth'
+model = dict(
+    backbone=dict(
+        arch='m', init_cfg=dict(type='Pretrained', checkpoint=checkpoint)
+    ),
+    neck=dict(in_channels=[48, 96, 224, 448]),
+)
+optim_wrapper = dict(optimizer=dict(lr=2e-4))
