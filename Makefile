@@ -6,13 +6,13 @@ export PATH := $(BIN):$(PATH)
 # Threads that wait do not take the core from those that work.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test gpu lint clean
+.PHONY: demo test gpu docs lint clean
 
 # An environment with the maintained stack; made again when needs change.
 $(VENV)/installed: setup.py pyproject.toml $(wildcard requirements/*.txt)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable '.[onedl,distill,demo,test]'
+	$(BIN)/pip install --quiet --editable '.[onedl,distill,demo,docs,test]'
 	touch $@
 
 CLASSIFIER := configs/demo/vcmamba_demo_digits.py
@@ -38,8 +38,11 @@ test: $(VENV)/installed
 gpu: $(VENV)/installed
 	python -m pytest tests/ops tests/models
 
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
+
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 
 clean:
-	rm -rf $(VENV) work_dirs/demo data/demo
+	rm -rf $(VENV) work_dirs/demo data/demo site

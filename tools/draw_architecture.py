@@ -1,4 +1,4 @@
-"""Draw the picture of the architecture, resources/architecture.png."""
+"""Draw the picture of the architecture, docs/pictures/architecture.png."""
 
 # ruff: noqa: RUF001  (multiplication signs and Greek letters are meant)
 import argparse
@@ -537,7 +537,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--out',
         type=Path,
-        default=Path(__file__).parents[1] / 'resources/architecture.png',
+        default=Path(__file__).parents[1] / 'docs/pictures/architecture.png',
         help='PNG file to write',
     )
     return parser.parse_args()
