@@ -570,6 +570,11 @@ def test_corrupt_picture(tool, pictures, tmp_path):
         )
         assert code == 2
         assert 'train/3/3_1.jpg cannot be read (missing or corrupt)' in error
+    (root / 'val/3/3_1.jpg').write_bytes(b'')
+    options = ['--cfg-options', *data_options(root, 'test')]
+    code, error = tool('test.py', CLASSIFIER, RELEASE, *options)
+    assert code == 2
+    assert 'val/3/3_1.jpg cannot be read (missing or corrupt)' in error
 
 
 def test_wrong_checkpoints(tool, pictures, tmp_path):
