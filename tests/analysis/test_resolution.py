@@ -65,11 +65,11 @@ def test_contestants_take_turns_and_inputs_rotate():
     assert [len(entry) for entry in timings['a'].entries_ms] == [5, 5]
 
 
-def test_tool(run, tmp_path):
+def test_tool(run_here, tmp_path):
     out = tmp_path / 'new folder' / 'tiny'
     config = ROOT / 'tests/data/configs/tiny_classifier.py'
     options = ['--quick', '--size', 64, 128, '--batch-size', 4, '--out', out]
-    log = run('tools/benchmark.py', config, *options).stdout
+    log = run_here('benchmark.py', config, *options)
     assert '| 64 x 64 |' in log and '| 128 x 128 |' in log
     assert 'From 64 to 128 pixels' in log and '4-fold' in log
     sizes = json.loads((tmp_path / 'new folder/tiny.json').read_text())
