@@ -13,7 +13,11 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import LogNorm, Normalize
 
 from vcmamba_mm.analysis.figures import new_figure, write_figure
-from vcmamba_mm.analysis.pictures import load_picture, model_inputs
+from vcmamba_mm.analysis.pictures import (
+    load_picture,
+    model_inputs,
+    trained_size,
+)
 from vcmamba_mm.analysis.scan_maps import (
     Scan,
     decay_maps,
@@ -46,9 +50,8 @@ def parse_args() -> argparse.Namespace:
     common.add_argument(
         '--size',
         type=int,
-        default=224,
         help='height and width in pixels that the picture is resized and '
-        'cropped to (%(default)s)',
+        'cropped to; by default what the model is made for',
     )
     common.add_argument('--out', required=True, help='PNG file to write')
     paths = commands.add_parser('paths', parents=[common])
@@ -195,11 +198,13 @@ def draw_decay(
 def main() -> None:
     args = parse_args()
     with one_line_errors(*SETUP_ERRORS):
-        picture = load_picture(args.picture, args.size)
         if args.command == 'paths':
+            picture = load_picture(args.picture, args.size or 224)
             sentence = draw_paths(picture, args.stride, args.out)
         else:
             model = get_model(args.model, args.checkpoint)
+            size = args.size or trained_size(model)
+            picture = load_picture(args.picture, size)
             inputs = model_inputs(model, [picture])
             scan = record_scan(model.backbone, inputs, args.layer)
             if args.command == 'activations':

@@ -11,6 +11,14 @@ from torch import Tensor
 from ..transforms import LoadImageStrict
 
 
+def trained_size(model: BaseModel) -> int:
+    """Height in pixels that the model's position embedding is made for."""
+    backbone = model.backbone
+    if backbone.pos_embed is None:
+        return 224
+    return backbone.pos_embed.shape[2] * backbone.total_stride
+
+
 def load_picture(path: str | Path, size: int) -> np.ndarray:
     """Read a picture, resized to ``size`` pixels and cropped to a square.
 
