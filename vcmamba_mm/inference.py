@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.model import BaseModel
+from mmengine.registry import DATASETS
 
 from .checkpoint import check_fit, extract_state_dict, read_checkpoint
 from .model_zoo import load_config
@@ -35,14 +36,16 @@ def _scope(cfg: Config) -> str:
 
 def _config_meta(cfg: Config) -> dict:
     """Classes and palette of the config's test data, without reading it."""
-    from mmengine.registry import DATASETS
-
+    if 'test_dataloader' not in cfg:
+        return {}
     dataset = cfg.test_dataloader.dataset
     cls = DATASETS.get(f'{_scope(cfg)}.{dataset.type}')
     return {**cls.METAINFO, **dataset.get('metainfo', {})}
 
 
-def _load(model: BaseModel, cfg: Config, checkpoint: str | Path | None):
+def _load(
+    model: BaseModel, cfg: Config, checkpoint: str | Path | None
+) -> None:
     """Give a model its weights and the names of its classes."""
     meta = _config_meta(cfg)
     if checkpoint is not None:
