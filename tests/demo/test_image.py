@@ -126,6 +126,16 @@ def test_nothing_is_overwritten(folder, tmp_path, capsys):
     assert not out.exists()
 
 
+def test_painted_pictures_are_not_painted_again(folder, tmp_path, capsys):
+    shutil.copy(folder / 'a.png', tmp_path / 'a.png')
+    for _ in range(2):
+        code, _, _ = paint(capsys, tmp_path, out=tmp_path / 'painted')
+        assert code == 0
+        assert painted(tmp_path) == ['a.png', 'painted/a.png']
+    code, _, errors = paint(capsys, tmp_path, out=tmp_path)
+    assert code == 2 and 'would be painted over' in errors[0]
+
+
 def test_wrong_model_or_checkpoint(folder, tmp_path, capsys):
     for wrong, text in (
         (dict(model='vcmamba_x'), 'neither a config file nor a name'),

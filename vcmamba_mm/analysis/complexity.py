@@ -11,6 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..model_zoo import load_config
 
+SCAN = torch.ops.vcmamba_mm.scan
+
 
 class Complexity(NamedTuple):
     """Attributes:
@@ -62,19 +64,18 @@ def model_complexity(
     model.to('meta')
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, 3, *shape, device='meta'), mode='tensor')
-    # By module, 'ImageClassifier.backbone.stem', and all in all, 'Global'.
-    flops = {
-        name.partition('.')[2]: counts
-        for name, counts in counter.get_flop_counts().items()
-    }
-    flops_in_all = counter.get_flop_counts()['Global']
+    flops = counter.get_flop_counts()
 
     def complexity(*names: str) -> Complexity:
-        counts = [flops.get(name, {}) for name in names]
-        return _complexity(
-            sum(_num_params(model.get_submodule(name)) for name in names),
-            sum(sum(count.values()) for count in counts),
-            sum(count.get(SCAN, 0) for count in counts),
+        modules = [model.get_submodule(name) for name in names]
+        # Keys are such as 'ImageClassifier.backbone.stem'.
+        root = type(model).__name__
+        counts = [flops.get(f'{root}.{name}', {}) for name in names]
+        # The counter counts two operations for each multiply-accumulate.
+        return Complexity(
+            sum(p.numel() for module in modules for p in module.parameters()),
+            sum(sum(count.values()) for count in counts) // 2,
+            sum(count.get(SCAN, 0) for count in counts) // 2,
         )
 
     parts = dict(stem=complexity('backbone.stem'))
@@ -90,25 +91,13 @@ def model_complexity(
         parts[last] = parts[last]._replace(params=parts[last].params + number)
     if model.with_neck:
         parts['neck'] = complexity('neck')
-    total = _complexity(
-        _num_params(model),
-        sum(flops_in_all.values()),
-        flops_in_all.get(SCAN, 0),
+    total = Complexity(
+        sum(p.numel() for p in model.parameters()),
+        sum(flops['Global'].values()) // 2,
+        flops['Global'].get(SCAN, 0) // 2,
     )
     # What is left: mmseg calls the head in a way that hooks do not see.
     parts['head'] = Complexity(
         *(n - sum(counts) for n, counts in zip(total, zip(*parts.values())))
     )
     return dict(parts, total=total)
-
-
-SCAN = torch.ops.vcmamba_mm.scan
-
-
-def _num_params(module: torch.nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
-
-def _complexity(params: int, flops: int, scan_flops: int) -> Complexity:
-    # The counter counts two operations for each multiply-accumulate.
-    return Complexity(params, flops // 2, scan_flops // 2)

@@ -29,6 +29,18 @@ NUM_LISTED = 3  # classes
 Painter = Callable[[np.ndarray, 'DataSample | SegDataSample', str], str]
 
 
+def _pictures_below(folder: Path, out: Path) -> list[Path]:
+    """All pictures, but for those that were painted in a folder below."""
+    found = sorted(
+        file
+        for file in folder.rglob('*')
+        if file.suffix.lower() in IMG_EXTENSIONS and file.is_file()
+    )
+    if out.resolve() == folder.resolve():
+        return found
+    return [f for f in found if out.resolve() not in f.resolve().parents]
+
+
 def find_pictures(
     paths: Iterable[str | Path], out: str | Path
 ) -> list[tuple[Path, Path]]:
@@ -37,7 +49,8 @@ def find_pictures(
     Args:
         paths: Files and folders.
         out: Folder for what is painted. A file goes there by its name, what
-            is below a folder by its path from there.
+            is below a folder by its path from there. If it lies in one of
+            the folders, what was painted before is not a picture.
 
     Returns:
         list: Pairs of source and target. A path that does not exist, and a
@@ -49,11 +62,7 @@ def find_pictures(
     """
     pairs = {}
     for path in map(Path, paths):
-        found = sorted(
-            file
-            for file in path.rglob('*')
-            if file.suffix.lower() in IMG_EXTENSIONS and file.is_file()
-        )
+        found = _pictures_below(path, Path(out))
         for source in found or [path]:
             name = source.relative_to(path) if found else source.name
             target = Path(out) / name
