@@ -62,6 +62,7 @@ setup(
             'openmmlab',
             'distill',
             'demo',
+            'analysis',
             'docs',
             'test',
         )

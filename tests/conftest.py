@@ -1,5 +1,6 @@
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.registry import init_default_scope
+from PIL import Image
 
 # Without a GPU the kernels run in Triton's interpreter. It has to be chosen
 # before they are imported.
@@ -119,6 +121,33 @@ def run():
         return process
 
     return run
+
+
+@pytest.fixture
+def run_here(monkeypatch, capfd):
+    """Run a tool in this process; return what it printed, or its error."""
+
+    def run_here(script, *args):
+        monkeypatch.setattr(sys, 'argv', [script, *map(str, args)])
+        try:
+            runpy.run_path(str(ROOT / 'tools' / script), run_name='__main__')
+        except SystemExit as stop:
+            assert stop.code == 2
+            return capfd.readouterr().err.strip().splitlines()[-1]
+        return capfd.readouterr().out
+
+    return run_here
+
+
+@pytest.fixture(scope='session')
+def picture_file(tmp_path_factory):
+    """A bright square on noise, 120 x 90 pixels."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 100, (90, 120, 3), dtype=np.uint8)
+    pixels[20:50, 30:70] = 250, 200, 20
+    path = tmp_path_factory.mktemp('picture') / 'square.png'
+    Image.fromarray(pixels).save(path)
+    return path
 
 
 def pytest_collection_modifyitems(items):

@@ -100,8 +100,8 @@ def test_classification_recipe(name):
     assert steps['RandomErasing'].erase_prob == 0.25
     assert steps['RandAugment'].magnitude_level == 9
     steps = {t.type: t for t in cfg.test_dataloader.dataset.pipeline}
-    assert steps['ResizeEdge'].scale == 256
-    assert steps['CenterCrop'].crop_size == 224
+    assert steps['mmpretrain.ResizeEdge'].scale == 256
+    assert steps['mmpretrain.CenterCrop'].crop_size == 224
     if 'distill' in name:
         timm = pytest.importorskip('timm')
         name = cfg.model.teacher.model_name

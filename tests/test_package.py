@@ -1,5 +1,6 @@
 """The package as users get it: from a wheel, and with half of the stack."""
 
+import importlib.util
 import subprocess
 import sys
 import venv
@@ -94,6 +95,7 @@ def test_wheel_holds_configs_and_tools(wheel):
         f'{mim}/configs/vcmamba_b_8xb128_in1k.py',
         f'{mim}/configs/_base_/models/vcmamba_cls.py',
         f'{mim}/configs/metafile.yml',
+        f'{mim}/configs/metafile_segmentation.yml',
         f'{mim}/model-index.yml',
         f'{mim}/tools/train.py',
         f'{mim}/tools/dist_train.sh',
@@ -141,3 +143,10 @@ def test_wheel_works_outside_the_repository(wheel, run, tmp_path):
         **environment,
     ).stdout
     assert '10.190 M' in out
+    if importlib.util.find_spec('mmpretrain'):
+        code = (
+            'import vcmamba_mm.classification; from mmpretrain import '
+            'get_model; print(type(get_model("vcmamba_s_8xb128_in1k")))'
+        )
+        out = run(python, '-c', code, cwd=tmp_path, **environment).stdout
+        assert 'ImageClassifier' in out

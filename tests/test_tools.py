@@ -382,17 +382,25 @@ def test_convert_there_and_back(run, tmp_path):
 
 
 def test_get_flops(run):
-    config = 'configs/vcmamba_s_8xb128_in1k.py'
-    out = run('tools/get_flops.py', config).stdout
-    assert '224 x 224' in out and '10.190 M' in out
-    macs = float(re.search(r'MACs +([\d.]+) G', out)[1])
+    name = 'vcmamba_s_8xb128_in1k'
+    out = run('tools/get_flops.py', f'configs/{name}.py').stdout
+    rows = {
+        line[:9].strip(): list(map(float, re.findall(r'\d+\.?\d*', line[9:])))
+        for line in out.splitlines()
+    }
+    assert rows[''] == [224, 224]
+    params, macs = rows['total']
+    assert params == 10.190
     # The paper's figure, 1.08 G, counts the scan differently.
     assert macs == pytest.approx(1.08, rel=0.01)
-    scan = float(re.search(r'scan +([\d.]+) G', out)[1])
     # 4 layers x 4 paths x 49 tokens x 576 channels x (4 * 16 + 2)
-    assert scan == pytest.approx(4 * 4 * 49 * 576 * 66 / 1e9, abs=5e-4)
-    out = run('tools/get_flops.py', config, '--shape', 64, 96).stdout
-    assert '64 x 96' in out
+    scan = 4 * 4 * 49 * 576 * 66 / 1e9
+    assert rows['scan'] == pytest.approx([scan], abs=5e-4)
+    shapes = ['--shape', 64, 96, '--shape', 448]
+    out = run('tools/get_flops.py', name, *shapes).stdout
+    assert '64 x 96      448 x 448' in out
+    larger = float(re.search(r'total.* ([\d.]+) GMAC', out)[1])
+    assert larger == pytest.approx(4 * macs, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -570,6 +578,11 @@ def test_corrupt_picture(tool, pictures, tmp_path):
         )
         assert code == 2
         assert 'train/3/3_1.jpg cannot be read (missing or corrupt)' in error
+    (root / 'val/3/3_1.jpg').write_bytes(b'')
+    options = ['--cfg-options', *data_options(root, 'test')]
+    code, error = tool('test.py', CLASSIFIER, RELEASE, *options)
+    assert code == 2
+    assert 'val/3/3_1.jpg cannot be read (missing or corrupt)' in error
 
 
 def test_wrong_checkpoints(tool, pictures, tmp_path):

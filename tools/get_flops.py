@@ -2,23 +2,25 @@
 
 import argparse
 
-from vcmamba_mm.analysis.complexity import model_complexity
+from vcmamba_mm.analysis.complexity import build_model, model_complexity
 from vcmamba_mm.engine import SETUP_ERRORS, one_line_errors
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', help='config file, or name of a model')
     parser.add_argument(
         '--shape',
         type=int,
         nargs='+',
+        action='append',
         metavar='SIZE',
-        help='height and width in pixels, or one number for both; by default '
-        'the size the position embedding is made for',
+        help='height and width in pixels, or one number for both; may be '
+        'given several times; by default the size the position embedding is '
+        'made for',
     )
     args = parser.parse_args()
-    if args.shape and len(args.shape) > 2:
+    if any(len(shape) > 2 for shape in args.shape or []):
         parser.error('--shape takes one or two numbers')
     return args
 
@@ -26,12 +28,24 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     with one_line_errors(*SETUP_ERRORS):
-        complexity = model_complexity(args.config, args.shape)
-    height, width = complexity.shape
-    print(f'input       {height} x {width}')
-    print(f'parameters  {complexity.params / 1e6:.3f} M')
-    print(f'MACs        {complexity.macs / 1e9:.3f} G')
-    print(f'  of the scan {complexity.scan_macs / 1e9:.3f} G')
+        model, img_size = build_model(args.config)
+        shapes = args.shape or [
+            [img_size] if isinstance(img_size, int) else img_size
+        ]
+        shapes = [(shape[0], shape[-1]) for shape in shapes]
+        counts = [model_complexity(model, shape) for shape in shapes]
+    titles = [f'{height} x {width}' for height, width in shapes]
+    print(f'{"":9} {"parameters":>12}', *(f'{t:>14}' for t in titles))
+    for part, first in counts[0].items():
+        macs = [count[part].macs for count in counts]
+        print_row(part, f'{first.params / 1e6:.3f} M', macs)
+    scans = [count['total'].scan_macs for count in counts]
+    print_row('  scan', '', scans)
+
+
+def print_row(title: str, params: str, macs: list[int]) -> None:
+    cells = (f'{n / 1e9:.3f} GMAC' for n in macs)
+    print(f'{title:9} {params:>12}', *(f'{cell:>14}' for cell in cells))
 
 
 if __name__ == '__main__':

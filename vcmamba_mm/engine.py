@@ -148,15 +148,15 @@ def check_data(cfg: Config, *loops: str) -> None:
             )
 
 
-def _replace_sync_bn(cfg: ConfigDict | list) -> int:
-    """Turn every ``type='SyncBN'`` into BN, in place; return how many."""
+def _replace_type(cfg: ConfigDict | list, old: str, new: str) -> int:
+    """Turn every ``type=old`` into ``new``, in place; return how many."""
     if isinstance(cfg, (list, tuple)):
-        return sum(map(_replace_sync_bn, cfg))
+        return sum(_replace_type(value, old, new) for value in cfg)
     if not isinstance(cfg, dict):
         return 0
-    count = sum(map(_replace_sync_bn, cfg.values()))
-    if cfg.get('type') == 'SyncBN':
-        cfg['type'] = 'BN'
+    count = sum(_replace_type(value, old, new) for value in cfg.values())
+    if cfg.get('type') == old:
+        cfg['type'] = new
         count += 1
     return count
 
@@ -167,7 +167,7 @@ def adapt_to_cpu(cfg: Config) -> None:
     SyncBN, which refuses CPU tensors, becomes BN; several processes talk over
     gloo; nothing is pinned. Each change is said in one line.
     """
-    if _replace_sync_bn(cfg.model):
+    if _replace_type(cfg.model, 'SyncBN', 'BN'):
         print_log(
             'No GPU: SyncBN becomes BN (each process normalizes its own batch)'
         )
@@ -273,6 +273,10 @@ def build_runner(cfg: Config, *loops: str) -> SafeRunner:
         *loops: Which of 'train', 'val', 'test' will run.
     """
     check_data(cfg, *loops)
+    for loop in loops:
+        # A picture that cannot be read is named.
+        dataloader = cfg.get(f'{loop}_dataloader')
+        _replace_type(dataloader, 'LoadImageFromFile', 'LoadImageStrict')
     if get_device() == 'cpu':
         adapt_to_cpu(cfg)
     runner = SafeRunner.from_cfg(cfg)

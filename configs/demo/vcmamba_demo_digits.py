@@ -47,7 +47,10 @@ val_dataloader = dict(
         type='CustomDataset',
         data_root='data/demo/classification',
         data_prefix='val',
-        pipeline=[dict(type='LoadImageStrict'), dict(type='PackInputs')],
+        pipeline=[
+            dict(type='LoadImageFromFile'),
+            dict(type='mmpretrain.PackInputs'),
+        ],
     ),
 )
 test_dataloader = val_dataloader

@@ -52,7 +52,7 @@ model = dict(
 )
 
 pipeline = [
-    dict(type='LoadImageStrict'),
+    dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]

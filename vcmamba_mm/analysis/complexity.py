@@ -1,60 +1,103 @@
-"""Parameters and multiply-accumulates (MACs)."""
+"""Parameters and multiply-accumulates (MACs), by part of the model."""
 
-import os
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from mmengine.config import Config
+from mmengine.model import BaseModel
 from mmengine.registry import MODELS, init_default_scope
 from torch.utils.flop_counter import FlopCounterMode
+
+from ..model_zoo import load_config
+
+SCAN = torch.ops.vcmamba_mm.scan
 
 
 class Complexity(NamedTuple):
     """Attributes:
-    shape: Height and width of the input in pixels.
     params: Number of parameters.
     macs: Multiply-accumulates of convolutions, linear layers and scan.
     scan_macs: The scan's part of ``macs``.
     """
 
-    shape: tuple[int, int]
     params: int
     macs: int
     scan_macs: int
 
 
-def model_complexity(
-    config: str, shape: list[int] | None = None
-) -> Complexity:
-    """Count one picture's forward pass through a config's model.
+def build_model(config: str | Path | Config) -> tuple[BaseModel, int]:
+    """Build the model of a config, in eval mode.
 
     Args:
-        config: Path of a config of a classifier or a segmenter.
-        shape: Height and width in pixels, or one number for both. Defaults
-            to ``img_size`` of the backbone.
+        config: Of a classifier or a segmenter: name, path or config.
+
+    Returns:
+        tuple: The model and ``img_size`` of its backbone.
 
     Raises:
         FileNotFoundError: If there is no such config.
-        ValueError: If the input is too small for the model.
     """
-    if not os.path.isfile(config):
-        raise FileNotFoundError(f'config {config} does not exist')
-    cfg = Config.fromfile(config)
+    cfg = load_config(config)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     model = MODELS.build(cfg.model).eval()
-    shape = shape or cfg.model.backbone.get('img_size', 224)
-    height, width = (
-        (shape, shape)
-        if isinstance(shape, int)
-        else (shape * 2 if len(shape) == 1 else shape)
-    )
+    return model, cfg.model.backbone.get('img_size', 224)
+
+
+def model_complexity(
+    model: BaseModel, shape: tuple[int, int]
+) -> dict[str, Complexity]:
+    """Count one picture's forward pass, without computing it.
+
+    Args:
+        model: A classifier or a segmenter with the backbone VCMamba. It is
+            moved to the meta device and of no other use after that.
+        shape: Height and width of the picture in pixels.
+
+    Returns:
+        dict: The backbone's stem and stages, each with the downsampling in
+        front of it, the neck, the head, and 'total'.
+
+    Raises:
+        InputSizeError: If the picture is too small for the model.
+    """
+    model.to('meta')
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, 3, height, width), mode='tensor')
-    # The counter counts two operations for each multiply-accumulate.
-    flops = counter.get_flop_counts()['Global']
-    return Complexity(
-        shape=(height, width),
-        params=sum(p.numel() for p in model.parameters()),
-        macs=sum(flops.values()) // 2,
-        scan_macs=flops.get(torch.ops.vcmamba_mm.scan, 0) // 2,
+        model(torch.zeros(1, 3, *shape, device='meta'), mode='tensor')
+    flops = counter.get_flop_counts()
+
+    def complexity(*names: str) -> Complexity:
+        modules = [model.get_submodule(name) for name in names]
+        # Keys are such as 'ImageClassifier.backbone.stem'.
+        root = type(model).__name__
+        counts = [flops.get(f'{root}.{name}', {}) for name in names]
+        # The counter counts two operations for each multiply-accumulate.
+        return Complexity(
+            sum(p.numel() for module in modules for p in module.parameters()),
+            sum(sum(count.values()) for count in counts) // 2,
+            sum(count.get(SCAN, 0) for count in counts) // 2,
+        )
+
+    parts = dict(stem=complexity('backbone.stem'))
+    for i, stage in enumerate(model.backbone.stages):
+        names = [f'blocks.{j}' for j in range(len(stage.blocks))]
+        parts[f'stage {i + 1}'] = complexity(
+            *(f'backbone.stages.{i}.{name}' for name in ['downsample', *names])
+        )
+    if model.backbone.pos_embed is not None:
+        # It is an addition; its parameters are the last stage's.
+        last = f'stage {len(model.backbone.stages)}'
+        number = model.backbone.pos_embed.numel()
+        parts[last] = parts[last]._replace(params=parts[last].params + number)
+    if model.with_neck:
+        parts['neck'] = complexity('neck')
+    total = Complexity(
+        sum(p.numel() for p in model.parameters()),
+        sum(flops['Global'].values()) // 2,
+        flops['Global'].get(SCAN, 0) // 2,
     )
+    # What is left: mmseg calls the head in a way that hooks do not see.
+    parts['head'] = Complexity(
+        *(n - sum(counts) for n, counts in zip(total, zip(*parts.values())))
+    )
+    return dict(parts, total=total)

@@ -1,10 +1,10 @@
-"""The parts of the quick start that are not training or testing."""
+"""A data set that needs no download, its report, and pictures of one's own."""
 
 import argparse
 import sys
 
-from ..checkpoint import CheckpointError
 from .data import write_dataset
+from .image import paint_pictures
 from .report import write_report
 
 
@@ -27,7 +27,38 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help='folder with classifier/ and segmenter/ (%(default)s)',
     )
     report.add_argument('--out', help='the page (report.html in the work dir)')
+    image = commands.add_parser(
+        'image', help='paint the classes or the masks that a model predicts'
+    )
+    image.add_argument(
+        'paths', nargs='+', metavar='PATH', help='pictures and folders of them'
+    )
+    image.add_argument(
+        '--model',
+        required=True,
+        metavar='NAME_OR_CONFIG',
+        help='such as vcmamba_b_distill_8xb128_in1k, or a config file',
+    )
+    image.add_argument(
+        '--checkpoint', required=True, help='ours or a released one'
+    )
+    image.add_argument(
+        '--out', required=True, help='folder for the painted pictures'
+    )
+    image.add_argument('--device', help='the GPU if there is one')
     return parser.parse_args(argv)
+
+
+def paint(args: argparse.Namespace) -> int:
+    seen, failed = paint_pictures(
+        args.paths, args.model, args.checkpoint, args.out, args.device
+    )
+    for path, text in seen.items():
+        print(f'{path}: {text}')
+    for error in failed.values():
+        print(f'error: {error}', file=sys.stderr)
+    print(f'{len(seen)} painted in {args.out}, {len(failed)} not')
+    return 1 if failed else 0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,9 +67,11 @@ def main(argv: list[str] | None = None) -> int:
         if args.command == 'data':
             written = write_dataset(args.root, args.seed)
             print(f'{args.root}: ' + ('written' if written else 'was there'))
-        else:
+        elif args.command == 'report':
             print(f'written: {write_report(args.work_dir, args.out)}')
-    except (OSError, CheckpointError) as error:
+        else:
+            return paint(args)
+    except (OSError, ValueError, ImportError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
     return 0

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits, load_sample_images
 
 CLASSES = ('background', *(str(i) for i in range(10)))
 # Of the annotations' pixel values 0 to 10.
@@ -55,6 +54,9 @@ class Source:
     """
 
     def __init__(self, held_out: bool, seed: int = 0):
+        # The other commands of the demo do not need it.
+        from sklearn.datasets import load_digits, load_sample_images
+
         data = load_digits()
         order = np.random.default_rng(seed).permutation(len(data.images))
         self.indices = (

@@ -102,9 +102,11 @@ class MultiDirectionalMamba(nn.Module):
         nn.init.zeros_(self.dt_proj.bias)
         nn.init.trunc_normal_(self.direction_B, std=0.02)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Mix the tokens of ``x``, shape (batch, C, height, width)."""
-        height, width = x.shape[2:]
+    def scan_inputs(self, x: Tensor) -> tuple[Tensor, ...]:
+        """x, delta, A, B, C, D and theta of the scan of a feature map.
+
+        ``x`` has shape (batch, C, height, width).
+        """
         x = F.silu(self.dwconv(self.in_norm(self.in_proj(x))))
         x = x.flatten(2).transpose(1, 2).contiguous()  # (batch, L, E)
         delta, B, C = self.x_proj(x).split(self.split_sizes, dim=-1)
@@ -118,14 +120,13 @@ class MultiDirectionalMamba(nn.Module):
         A = -torch.exp(
             self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32))
         )
+        return x, delta, A, B, C, self.D, self.direction_B
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix the tokens of ``x``, shape (batch, C, height, width)."""
+        height, width = x.shape[2:]
         y = multi_directional_scan(
-            x,
-            delta,
-            A,
-            B,
-            C,
-            self.D,
-            self.direction_B,
+            *self.scan_inputs(x),
             height,
             width,
             param_order=self.param_order,

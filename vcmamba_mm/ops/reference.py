@@ -10,7 +10,7 @@ from torch import Tensor
 from .scan_paths import NUM_PATHS, snake_paths
 
 
-def reference_scan(
+def reference_readouts(
     x: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -27,14 +27,18 @@ def reference_scan(
     With path o, direction d(i) of the step into position i, and q(i) = i for
     ``param_order='raster'`` or q(i) = o(i) for ``'path'``:
 
-        h_i     = exp(delta_q A) h_{i-1} + delta_q (B_q + theta_{d(i)}) x_o(i)
-        y_o(i) += C_q h_i + D x_o(i)
+        h_i    = exp(delta_q A) h_{i-1} + delta_q (B_q + theta_{d(i)}) x_o(i)
+        y_o(i) = C_q h_i + D x_o(i)
 
     Args: as :func:`vcmamba_mm.ops.multi_directional_scan`.
+
+    Returns:
+        Tensor: What each path reads out at each token in raster order, shape
+        (4, batch, tokens, channels).
     """
     batch, num_tokens, channels = x.shape
     paths = snake_paths(height, width, x.device)
-    y = torch.zeros_like(x)
+    y = []
     for p in range(NUM_PATHS):
         order, direction = paths.order[p], paths.direction[p]
         state = x.new_zeros(batch, channels, A.shape[1])
@@ -48,5 +52,10 @@ def reference_scan(
             C_i = C[:, params_of, None]  # (batch, 1, state)
             state = torch.exp(step * A) * state + step * B_i * x_i
             readouts.append((C_i * state).sum(-1) + D * x[:, token])
-        y = y + torch.stack(readouts, dim=1)[:, paths.inverse[p]]
-    return y
+        y.append(torch.stack(readouts, dim=1)[:, paths.inverse[p]])
+    return torch.stack(y)
+
+
+def reference_scan(*args, **kwargs) -> Tensor:
+    """Sum of the paths, (batch, tokens, channels); see above."""
+    return reference_readouts(*args, **kwargs).sum(0)

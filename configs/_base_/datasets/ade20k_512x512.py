@@ -16,7 +16,8 @@ train_pipeline = [
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadImageStrict'),
+    # Inferencers look for this name; the tools read as strictly as above.
+    dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(2048, 512), keep_ratio=True),
     dict(type='ResizeToMultiple', size_divisor=32),
     # After the resizing: predictions are compared at the original size.

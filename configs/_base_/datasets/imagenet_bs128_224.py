@@ -42,20 +42,23 @@ train_pipeline = [
     ),
     dict(type='PackInputs'),
 ]
+# Transforms of mmpretrain say so, for its inferencer builds them in whatever
+# scope the process is in.
 resize_and_crop = [
     dict(
-        type='ResizeEdge',
+        type='mmpretrain.ResizeEdge',
         scale=256,
         edge='short',
         backend='pillow',
         interpolation='bicubic',
     ),
-    dict(type='CenterCrop', crop_size=224),
+    dict(type='mmpretrain.CenterCrop', crop_size=224),
 ]
 test_pipeline = [
-    dict(type='LoadImageStrict'),
+    # Inferencers look for this name; the tools read as strictly as above.
+    dict(type='LoadImageFromFile'),
     *resize_and_crop,
-    dict(type='PackInputs'),
+    dict(type='mmpretrain.PackInputs'),
 ]
 tta_model = dict(type='AverageClsScoreTTA')
 tta_pipeline = [

@@ -1,0 +1,149 @@
+"""Names, models and inferencers, in processes of either default scope."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN, ROOT
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from PIL import Image
+
+from vcmamba_mm.checkpoint import CheckpointError
+from vcmamba_mm.inference import get_inferencer, get_model
+from vcmamba_mm.model_zoo import index_root, list_models, load_config
+
+mmpretrain = pytest.importorskip('mmpretrain')
+mmseg_apis = pytest.importorskip('mmseg.apis')
+import vcmamba_mm.classification  # noqa: E402, F401
+
+CLASSIFIER = ROOT / 'tests/data/configs/tiny_classifier.py'
+SEGMENTER = ROOT / 'tests/data/configs/tiny_segmenter.py'
+RELEASE = GOLDEN / 'tiny_release.pth'
+
+
+@pytest.fixture(scope='module')
+def picture():
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (70, 90, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope='module')
+def segmenter_file(tmp_path_factory):
+    """A segmenter's checkpoint, laid out as MMEngine saves it."""
+    init_default_scope('mmseg')
+    model = MODELS.build(Config.fromfile(SEGMENTER).model)
+    meta = dict(
+        classes=[f'class {i}' for i in range(150)],
+        palette=[[i, i, i] for i in range(150)],
+    )
+    content = dict(state_dict=model.state_dict(), meta=dict(dataset_meta=meta))
+    path = tmp_path_factory.mktemp('segmenter') / 'iter_1.pth'
+    torch.save(content, path)
+    return path
+
+
+def as_tested(picture):
+    """Resized to 256, cropped to 224 and normalized by hand, (1, 3, 224, 224).
+
+    ``picture`` is BGR, as mmcv reads it.
+    """
+    height, width = picture.shape[:2]
+    size = (int(256 * width / height), 256)
+    image = Image.fromarray(picture[..., ::-1]).resize(size, Image.BICUBIC)
+    left, top = (round((n - 224) / 2) for n in size)
+    pixels = torch.tensor(np.array(image)[top : top + 224, left : left + 224])
+    mean = torch.tensor([123.675, 116.28, 103.53])
+    std = torch.tensor([58.395, 57.12, 57.375])
+    return ((pixels - mean) / std).permute(2, 0, 1)[None]
+
+
+def classify(picture, _):
+    # mmpretrain's own way to the config, the weights safely
+    inferencer = mmpretrain.ImageClassificationInferencer(
+        str(CLASSIFIER), pretrained=False, device='cpu'
+    )
+    assert inferencer(picture)[0]['pred_scores'].shape == (10,)
+    inferencer = get_inferencer(CLASSIFIER, RELEASE, 'cpu')
+    return torch.tensor(inferencer(picture)[0]['pred_scores'])
+
+
+def segment(picture, segmenter_file):
+    # mmseg's own way to the config and the weights
+    inferencer = mmseg_apis.MMSegInferencer(
+        str(SEGMENTER), str(segmenter_file), device='cpu'
+    )
+    theirs = inferencer(picture)['predictions']
+    inferencer = get_inferencer(SEGMENTER, segmenter_file, 'cpu')
+    ours = inferencer(picture)['predictions']
+    assert ours.shape == (70, 90)
+    assert (ours == theirs).all()
+    return torch.from_numpy(ours)
+
+
+@pytest.mark.parametrize('scope', ['mmpretrain', 'mmseg'])
+@pytest.mark.parametrize(
+    'order', [(classify, segment, classify), (segment, classify, segment)]
+)
+def test_both_inferencers_in_one_process(
+    order, scope, picture, segmenter_file, build_tiny
+):
+    with torch.no_grad():
+        expected = build_tiny().eval()(as_tested(picture), mode='predict')[0]
+    model = get_model(SEGMENTER, segmenter_file, 'cpu')
+    mask = mmseg_apis.inference_model(model, picture).pred_sem_seg.data[0]
+    init_default_scope(scope)
+    for use in order:
+        result = use(picture, segmenter_file)
+        if use is classify:
+            torch.testing.assert_close(result, expected.pred_score)
+        else:
+            assert torch.equal(result, mask)
+
+
+def test_classes_of_data_and_checkpoint(segmenter_file):
+    model = get_model(SEGMENTER, segmenter_file, 'cpu')
+    assert model.dataset_meta['classes'][149] == 'class 149'
+    assert model.dataset_meta['palette'][149] == [149, 149, 149]
+    assert not model.training
+    model = get_model(SEGMENTER, device='cpu')
+    assert model.dataset_meta['classes'][:2] == ('wall', 'building')
+    # the released files name no classes: those of the config
+    inferencer = get_inferencer(CLASSIFIER, RELEASE, 'cpu')
+    assert inferencer.classes == [str(i) for i in range(10)]
+    name = 'vcmamba_s_distill_8xb128_in1k'
+    assert len(get_inferencer(name).classes) == 1000
+
+
+def test_names():
+    names = list_models()
+    assert len(names) == 9
+    assert mmpretrain.list_models('vcmamba') == sorted(
+        name for name in names if '_fpn_' not in name
+    )
+    listed = mmpretrain.ImageClassificationInferencer.list_models('vcmamba_b')
+    assert listed == list_models('vcmamba_b*_in1k')
+    for name in names:
+        path = index_root() / f'configs/{name}.py'
+        assert load_config(name).model == Config.fromfile(path).model
+    model = mmpretrain.get_model('vcmamba_s_8xb128_in1k')
+    assert sum(p.numel() for p in model.parameters()) == 10_189_720
+    model = get_model('vcmamba_s_fpn_8xb4_40k_ade20k_512x512', device='cpu')
+    assert sum(p.numel() for p in model.parameters()) == 14_039_814
+
+
+def test_inference_model_of_mmpretrain(picture):
+    result = mmpretrain.inference_model(
+        'vcmamba_s_8xb128_in1k', picture, pretrained=False, device='cpu'
+    )
+    assert result['pred_scores'].sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_errors(segmenter_file):
+    with pytest.raises(FileNotFoundError, match='vcmamba_b_8xb128_in1k'):
+        get_model('vcmamba_x')
+    with pytest.raises(CheckpointError, match='does not fit'):
+        get_model(SEGMENTER, RELEASE, 'cpu')
+    with pytest.raises(CheckpointError, match='missing: head.fc.bias'):
+        get_inferencer(CLASSIFIER, segmenter_file, 'cpu')
+    with pytest.raises(ValueError, match="'mmdet'"):
+        get_model(Config(dict(default_scope='mmdet')))

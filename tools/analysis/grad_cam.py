@@ -1,0 +1,121 @@
+"""Grad-CAM of a classifier's stages: which parts speak for a class."""
+
+import argparse
+
+import numpy as np
+import torch
+
+from vcmamba_mm.analysis.class_activation import METHODS, class_activation_map
+from vcmamba_mm.analysis.figures import new_figure, write_figure
+from vcmamba_mm.analysis.pictures import (
+    load_picture,
+    model_inputs,
+    trained_size,
+)
+from vcmamba_mm.engine import SETUP_ERRORS, one_line_errors
+from vcmamba_mm.inference import get_model
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('pictures', nargs='+')
+    parser.add_argument('--model', required=True, metavar='NAME_OR_CONFIG')
+    parser.add_argument('--checkpoint', required=True)
+    parser.add_argument(
+        '--label',
+        type=int,
+        help='index of the class; by default the one predicted',
+    )
+    parser.add_argument(
+        '--stage',
+        type=int,
+        nargs='+',
+        help='from 1; by default all of them',
+    )
+    parser.add_argument(
+        '--method', choices=METHODS, default='GradCAM', help='(%(default)s)'
+    )
+    parser.add_argument(
+        '--size',
+        type=int,
+        help='height and width in pixels that pictures are resized and '
+        'cropped to; by default what the model is made for',
+    )
+    parser.add_argument('--out', required=True, help='PNG file to write')
+    return parser.parse_args()
+
+
+def half_share(cam: np.ndarray) -> float:
+    """Share of the picture that holds half of the activation."""
+    held = np.sort(cam, axis=None)[::-1].cumsum()
+    return float((held < held[-1] / 2).mean())
+
+
+def main() -> None:
+    args = parse_args()
+    with one_line_errors(*SETUP_ERRORS):
+        model = get_model(args.model, args.checkpoint)
+        size = args.size or trained_size(model)
+        pictures = [load_picture(path, size) for path in args.pictures]
+        if not model.with_head:
+            raise ValueError(f'{args.model} is not a classifier')
+        inputs = model_inputs(model, pictures)
+        with torch.no_grad():
+            scores = model(inputs).softmax(1)
+        if args.label is None:
+            labels = scores.argmax(1).tolist()
+        elif 0 <= args.label < scores.shape[1]:
+            labels = [args.label] * len(pictures)
+        else:
+            raise ValueError(
+                f'--label must be from 0 to {scores.shape[1] - 1}, got '
+                f'{args.label}'
+            )
+        stages = args.stage or range(1, len(model.backbone.stages) + 1)
+        cams = {
+            f'stage {stage}': class_activation_map(
+                model, inputs, labels, stage, args.method
+            )
+            for stage in stages
+        }
+        names = model.dataset_meta.get('classes') or range(scores.shape[1])
+        titles = [
+            f'{str(names[k]).partition(",")[0]} {score[k]:.0%}'
+            for k, score in zip(labels, scores)
+        ]
+        draw(pictures, titles, cams, args.out)
+    last, maps = list(cams.items())[-1]
+    for path, title, cam in zip(args.pictures, titles, maps):
+        row, column = np.unravel_index(cam.argmax(), cam.shape)
+        print(
+            f'{path}: {title}, for which {last} speaks most at row {row}, '
+            f'column {column}, half of it on {half_share(cam):.0%} of the '
+            'picture.'
+        )
+    print(f'written: {args.out}')
+
+
+def draw(
+    pictures: list[np.ndarray],
+    titles: list[str],
+    cams: dict[str, np.ndarray],
+    out: str,
+) -> None:
+    figure, axes = new_figure(len(pictures), 1 + len(cams), cell=(2.8, 3))
+    for i, (picture, title, line) in enumerate(zip(pictures, titles, axes)):
+        line[0].imshow(picture)
+        line[0].set_title(title)
+        for ax, (name, maps) in zip(line[1:], cams.items()):
+            ax.imshow(picture)
+            image = ax.imshow(maps[i], cmap='jet', alpha=0.5, vmin=0, vmax=1)
+            ax.set_title(name)
+        for ax in line:
+            ax.axis('off')
+    figure.colorbar(
+        image, ax=axes, label='activation', shrink=0.8, pad=0.01
+    ).solids.set_alpha(1)
+    write_figure(figure, out)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,134 @@
+"""Effective receptive fields of the stages, before and after training.
+
+Before training are random weights as a training begins with; after it those
+of the checkpoint.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.colors import LogNorm
+from mmengine.model import BaseModel
+from rich.progress import track
+from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from vcmamba_mm.analysis.figures import new_figure, write_figure
+from vcmamba_mm.analysis.pictures import load_picture, model_inputs
+from vcmamba_mm.analysis.receptive_field import (
+    effective_receptive_field,
+    side_of_share,
+)
+from vcmamba_mm.engine import SETUP_ERRORS, one_line_errors
+from vcmamba_mm.inference import get_model
+
+LEAST = 1e-3  # end of the colour scale
+SHARE = 0.5  # of the gradient, for the sentence
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('config', help='config file, or name of a model')
+    parser.add_argument('checkpoint', nargs='?', help='after training')
+    parser.add_argument(
+        '--pictures',
+        required=True,
+        metavar='FOLDER',
+        help='with pictures, at any depth',
+    )
+    parser.add_argument(
+        '--max-pictures', type=int, default=50, help='(%(default)s)'
+    )
+    parser.add_argument(
+        '--size',
+        type=int,
+        default=512,
+        help='height and width in pixels that pictures are resized and '
+        'cropped to (%(default)s)',
+    )
+    parser.add_argument(
+        '--seed', type=int, default=0, help='of the random weights'
+    )
+    parser.add_argument('--out', required=True, help='PNG file to write')
+    return parser.parse_args()
+
+
+def find_pictures(folder: str, number: int) -> list[Path]:
+    found = sorted(
+        path
+        for path in Path(folder).rglob('*')
+        if path.suffix.lower() in IMG_EXTENSIONS
+    )
+    if not found:
+        raise FileNotFoundError(f'there are no pictures in {folder}')
+    # From all classes, if the folders are such.
+    step = max(1, len(found) // number)
+    return found[::step][:number]
+
+
+def fields(model: BaseModel, pictures: list[np.ndarray]) -> list[Tensor]:
+    """Of every stage."""
+    inputs = [model_inputs(model, [picture]) for picture in pictures]
+    maps = []
+    for stage in range(len(model.backbone.stages)):
+        model.backbone.out_indices = (stage,)  # later ones need not run
+        batches = track(inputs, f'stage {stage + 1}')
+        maps.append(effective_receptive_field(model.backbone, batches))
+    return maps
+
+
+def draw(rows: dict[str, list[Tensor]], out: str) -> None:
+    stages = len(next(iter(rows.values())))
+    figure, axes = new_figure(len(rows), stages, cell=(3, 3.1))
+    for line, (title, maps) in zip(axes, rows.items()):
+        line[0].set_ylabel(title, fontsize='large')
+        for i, (ax, field) in enumerate(zip(line, maps)):
+            image = ax.imshow(
+                field.clamp(min=LEAST).numpy(),
+                cmap='viridis',
+                norm=LogNorm(LEAST, 1),
+                interpolation='antialiased',
+            )
+            ax.set_title(
+                f'stage {i + 1}: half within {side_of_share(field, SHARE)} px'
+            )
+            ax.set(xticks=[], yticks=[])
+    figure.colorbar(
+        image,
+        ax=axes,
+        label='mean |gradient| of the feature in the middle',
+        shrink=0.8,
+        pad=0.01,
+    )
+    write_figure(figure, out)
+
+
+def main() -> None:
+    args = parse_args()
+    with one_line_errors(*SETUP_ERRORS):
+        paths = find_pictures(args.pictures, args.max_pictures)
+        pictures = [load_picture(path, args.size) for path in paths]
+        torch.manual_seed(args.seed)
+        # Their constructors give all layers the weights training begins with.
+        rows = {'before training': fields(get_model(args.config), pictures)}
+        if args.checkpoint:
+            trained = get_model(args.config, args.checkpoint)
+            rows['after training'] = fields(trained, pictures)
+        draw(rows, args.out)
+    sides = [side_of_share(maps[-1], SHARE) for maps in rows.values()]
+    print(
+        f'Over {len(pictures)} pictures of {args.size} x {args.size} pixels '
+        f'{SHARE:.0%} of the gradient of the last stage lies within a square '
+        f'of {" px before training and of ".join(map(str, sides))} px '
+        f'{"after" if args.checkpoint else "before"} training.'
+    )
+    print(f'written: {args.out}')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,31 @@
+"""How the figures of the analysis look and are written."""
+
+import os
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+DPI = 150
+
+
+def new_figure(
+    rows: int, columns: int, cell: tuple[float, float] = (3.2, 3.2), **kwargs
+) -> tuple[Figure, list[list[Axes]]]:
+    """A grid of axes, each ``cell`` inches wide and high."""
+    size = (columns * cell[0], rows * cell[1])
+    figure = Figure(figsize=size, layout='constrained')
+    axes = figure.subplots(rows, columns, squeeze=False, **kwargs)
+    return figure, axes
+
+
+def write_figure(figure: Figure, path: str | Path) -> None:
+    """Write a PNG, all of it or nothing; its folder is made."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        figure.savefig(temporary, dpi=DPI, format='png', facecolor='white')
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,67 @@
+"""Effective receptive fields: which pixels a feature depends on, how much."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+def effective_receptive_field(
+    backbone: nn.Module, batches: Iterable[Tensor], stage: int = -1
+) -> Tensor:
+    """Mean magnitude of the gradient of the feature in the middle.
+
+    With f_k the channels of the feature map at its middle (for even sizes the
+    one to the lower right) and x_c those of the input, the mean over pictures
+    of sum_c |d (sum_k f_k) / d x_c| at every pixel (Luo et al., arXiv
+    1701.04128), divided by its largest value.
+
+    Args:
+        backbone: In eval mode, so that pictures do not depend on each other.
+        batches: Normalized pictures, (batch, 3, height, width), all of one
+            size.
+        stage: Index into the maps that the backbone returns.
+
+    Returns:
+        Tensor: Shape (height, width), float64 on the CPU, largest value 1.
+
+    Raises:
+        ValueError: If there are no pictures, the backbone is in training
+            mode, or nothing depends on the input.
+    """
+    if backbone.training:
+        raise ValueError('the backbone is in training mode: call eval()')
+    total, pictures = 0, 0
+    for batch in batches:
+        x = batch.detach().requires_grad_()
+        feature_map = backbone(x)[stage]
+        height, width = feature_map.shape[2:]
+        middle = feature_map[:, :, height // 2, width // 2].sum()
+        (grad,) = torch.autograd.grad(middle, x)
+        total = total + grad.double().abs().sum((0, 1)).cpu()
+        pictures += len(batch)
+    if not pictures:
+        raise ValueError('no pictures were given')
+    if not total.max() > 0:
+        raise ValueError('the feature does not depend on the input')
+    return total / total.max()
+
+
+def side_of_share(field: Tensor, share: float) -> int:
+    """Side of the smallest centred square that holds a share of the field.
+
+    Args:
+        field: From :func:`effective_receptive_field`.
+        share: Of the sum of the field, from 0 to 1.
+
+    Returns:
+        int: Pixels, 2 r + 1, at most the larger side of the field.
+    """
+    height, width = field.shape
+    rows = (torch.arange(height) - height // 2).abs()
+    columns = (torch.arange(width) - width // 2).abs()
+    radius = torch.maximum(rows[:, None], columns)
+    by_radius = torch.zeros(int(radius.max()) + 1, dtype=field.dtype)
+    by_radius.index_add_(0, radius.flatten(), field.flatten())
+    held = by_radius.cumsum(0) >= share * by_radius.sum() * (1 - 1e-12)
+    return min(2 * int(held.int().argmax()) + 1, max(height, width))

@@ -1,0 +1,193 @@
+"""Paint what a classifier or a segmenter sees in one's own pictures."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch.nn.functional as F
+from mmcv.image import imrescale
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from ..inference import get_inferencer
+from ..transforms import ImageReadError, LoadImageStrict
+
+if TYPE_CHECKING:
+    from mmpretrain import ImageClassificationInferencer
+    from mmpretrain.structures import DataSample
+    from mmseg.apis import MMSegInferencer
+    from mmseg.structures import SegDataSample
+
+SHORT_EDGE = 360  # pixels at least, so that the text on it can be read
+OPACITY = 0.6  # of masks
+NUM_LISTED = 3  # classes
+
+# Paints a picture (BGR) and what was predicted of it into a file; says it too.
+Painter = Callable[[np.ndarray, 'DataSample | SegDataSample', str], str]
+
+
+def _pictures_below(folder: Path, out: Path) -> list[Path]:
+    """All pictures, but for those that were painted in a folder below."""
+    found = sorted(
+        file
+        for file in folder.rglob('*')
+        if file.suffix.lower() in IMG_EXTENSIONS and file.is_file()
+    )
+    if out.resolve() == folder.resolve():
+        return found
+    return [f for f in found if out.resolve() not in f.resolve().parents]
+
+
+def find_pictures(
+    paths: Iterable[str | Path], out: str | Path
+) -> list[tuple[Path, Path]]:
+    """List pictures, those in folders too, and where to paint each.
+
+    Args:
+        paths: Files and folders.
+        out: Folder for what is painted. A file goes there by its name, what
+            is below a folder by its path from there. If it lies in one of
+            the folders, what was painted before is not a picture.
+
+    Returns:
+        list: Pairs of source and target. A path that does not exist, and a
+        folder without pictures, is one, for the reading to complain of.
+
+    Raises:
+        FileExistsError: If two pictures would be painted to the same place,
+            or one over a source.
+    """
+    pairs = {}
+    for path in map(Path, paths):
+        found = _pictures_below(path, Path(out))
+        for source in found or [path]:
+            name = source.relative_to(path) if found else source.name
+            target = Path(out) / name
+            if pairs.setdefault(target, source) != source:
+                raise FileExistsError(
+                    f'{pairs[target]} and {source} would both be painted to '
+                    f'{target}: give a folder that holds both'
+                )
+    sources = {source.resolve() for source in pairs.values()}
+    for target in pairs:
+        if target.resolve() in sources:
+            raise FileExistsError(
+                f'{target} would be painted over: name another folder with '
+                '--out'
+            )
+    return [(source, target) for target, source in pairs.items()]
+
+
+def _classes_painter(inferencer: 'ImageClassificationInferencer') -> Painter:
+    from mmpretrain.visualization import UniversalVisualizer
+
+    visualizer = UniversalVisualizer()
+    # Of an ImageNet class the first of its names.
+    classes = inferencer.classes and [
+        name.partition(',')[0] for name in inferencer.classes
+    ]
+
+    def paint(image: np.ndarray, sample: 'DataSample', out_file: str) -> str:
+        visualizer.visualize_cls(
+            image[..., ::-1],
+            sample,
+            classes=classes,
+            draw_gt=False,
+            resize=max(SHORT_EDGE, min(image.shape[:2])),
+            out_file=out_file,
+        )
+        scores, labels = sample.pred_score.cpu().sort(descending=True)
+        return _listed(scores, labels, classes)
+
+    return paint
+
+
+def _masks_painter(inferencer: 'MMSegInferencer') -> Painter:
+    visualizer = inferencer.visualizer
+    classes = inferencer.model.dataset_meta['classes']
+    visualizer.set_dataset_meta(
+        classes, inferencer.model.dataset_meta['palette']
+    )
+    visualizer.alpha = OPACITY
+
+    def paint(
+        image: np.ndarray, sample: 'SegDataSample', out_file: str
+    ) -> str:
+        mask = sample.pred_sem_seg.data.cpu()
+        scale = SHORT_EDGE / min(image.shape[:2])
+        if scale > 1:
+            image = imrescale(image, scale)
+            larger = F.interpolate(mask[None].float(), image.shape[:2])[0]
+            # A new one: the old one has its size for good.
+            sample.pred_sem_seg = type(sample.pred_sem_seg)(data=larger.long())
+        visualizer.add_datasample(
+            out_file,
+            image[..., ::-1],
+            sample,
+            draw_gt=False,
+            out_file=out_file,
+        )
+        labels, counts = mask.unique(return_counts=True)
+        shares, order = (counts / counts.sum()).sort(descending=True)
+        return _listed(shares, labels[order], classes)
+
+    return paint
+
+
+def _listed(
+    shares: Tensor, labels: Tensor, classes: Sequence[str] | None
+) -> str:
+    """The largest shares and whose they are, as text."""
+    return ', '.join(
+        f'{classes[label] if classes else label} {share:.0%}'
+        for share, label in zip(shares.tolist()[:NUM_LISTED], labels.tolist())
+    )
+
+
+def paint_pictures(
+    paths: Iterable[str | Path],
+    model: str,
+    checkpoint: str,
+    out: str | Path,
+    device: str | None = None,
+) -> tuple[dict[Path, str], dict[Path, str]]:
+    """Paint the class on pictures, or the masks over them.
+
+    Args:
+        paths: Pictures and folders of pictures, at any depth.
+        model: Name or config file of a classifier or a segmenter.
+        checkpoint: Its weights.
+        out: Folder to be made; pictures keep their names there.
+        device: By default the GPU if there is one.
+
+    Returns:
+        tuple: By picture, what was seen in it, the classes with the largest
+        scores or areas; and what is wrong with those that cannot be read,
+        which are passed over.
+
+    Raises:
+        FileNotFoundError: If there is no such model or checkpoint.
+        FileExistsError: As :func:`find_pictures`.
+        CheckpointError: If the checkpoint is damaged or does not fit.
+    """
+    pairs = find_pictures(paths, out)
+    inferencer = get_inferencer(model, checkpoint, device)
+    is_segmenter = hasattr(inferencer.model, 'decode_head')
+    paint = (_masks_painter if is_segmenter else _classes_painter)(inferencer)
+    load = LoadImageStrict()
+    seen, failed = {}, {}
+    for source, target in track(
+        pairs, 'Painting', console=Console(stderr=True)
+    ):
+        try:
+            image = load.transform(dict(img_path=str(source)))['img']
+        except ImageReadError as error:
+            failed[source] = str(error)
+            continue
+        (data,) = inferencer.preprocess([image])
+        (sample,) = inferencer.forward(data)
+        seen[source] = paint(image, sample, str(target))
+    return seen, failed

@@ -1,0 +1,127 @@
+"""Models and inferencers from names and checkpoints.
+
+The models are mmpretrain's and mmseg's, and so are the inferencers; here they
+get their config by name and their weights safely, wholly or not at all, also
+from the authors' released files.
+"""
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.model import BaseModel
+from mmengine.registry import DATASETS
+
+from .checkpoint import check_fit, extract_state_dict, read_checkpoint
+from .model_zoo import load_config
+
+if TYPE_CHECKING:
+    from mmpretrain import ImageClassificationInferencer
+    from mmseg.apis import MMSegInferencer
+
+SCOPES = ('mmpretrain', 'mmseg')
+
+
+def _scope(cfg: Config) -> str:
+    scope = cfg.get('default_scope')
+    if scope not in SCOPES:
+        raise ValueError(
+            f'{cfg.filename or "the config"} has default_scope {scope!r}: '
+            f'this works for classifiers and segmenters, {SCOPES}'
+        )
+    return scope
+
+
+def _config_meta(cfg: Config) -> dict:
+    """Classes and palette of the config's test data, without reading it."""
+    if 'test_dataloader' not in cfg:
+        return {}
+    dataset = cfg.test_dataloader.dataset
+    cls = DATASETS.get(f'{_scope(cfg)}.{dataset.type}')
+    return {**cls.METAINFO, **dataset.get('metainfo', {})}
+
+
+def _load(
+    model: BaseModel, cfg: Config, checkpoint: str | Path | None
+) -> None:
+    """Give a model its weights and the names of its classes."""
+    meta = _config_meta(cfg)
+    if checkpoint is not None:
+        content = read_checkpoint(checkpoint)
+        state_dict = extract_state_dict(content, checkpoint)
+        check_fit(model, state_dict, checkpoint)
+        model.load_state_dict(state_dict)
+        meta.update(content.get('meta', {}).get('dataset_meta') or {})
+    # mmseg's name and mmpretrain's
+    model.dataset_meta = model._dataset_meta = meta
+
+
+def get_model(
+    model: str | Path | Config,
+    checkpoint: str | Path | None = None,
+    device: str | None = None,
+) -> BaseModel:
+    """Build a classifier or a segmenter, in eval mode.
+
+    Args:
+        model: Name, path of a config file, or a config, see
+            :func:`vcmamba_mm.model_zoo.load_config`.
+        checkpoint: Of this project or, for a classifier, a released file;
+            without one the weights are random.
+        device: By default the GPU if there is one.
+
+    Returns:
+        BaseModel: mmpretrain's or mmseg's; ``inference_model`` of either
+        takes it.
+
+    Raises:
+        FileNotFoundError: If there is no such name or file.
+        ValueError: If the config is of something else.
+        CheckpointError: If the checkpoint is damaged or does not fit.
+    """
+    cfg = load_config(model)
+    device = device or get_device()
+    if _scope(cfg) == 'mmseg':
+        from mmseg.apis import init_model
+
+        built = init_model(cfg, device=device)
+    else:
+        from mmpretrain import get_model as get_classifier
+
+        built = get_classifier(cfg, device=device)
+    _load(built, cfg, checkpoint)
+    return built
+
+
+def get_inferencer(
+    model: str | Path | Config,
+    checkpoint: str | Path | None = None,
+    device: str | None = None,
+) -> 'ImageClassificationInferencer | MMSegInferencer':
+    """Build mmpretrain's or mmseg's inferencer.
+
+    Args and errors: as :func:`get_model`.
+
+    Example:
+        >>> inferencer = get_inferencer(
+        ...     'vcmamba_b_distill_8xb128_in1k', 'VCMamba-B.pth')
+        >>> inferencer('cat.jpg')[0]['pred_class']
+    """
+    cfg = load_config(model)
+    device = device or get_device()
+    if _scope(cfg) == 'mmpretrain':
+        from mmpretrain import ImageClassificationInferencer
+
+        return ImageClassificationInferencer(
+            get_model(cfg, checkpoint, device)
+        )
+    from mmseg.apis import MMSegInferencer
+
+    with warnings.catch_warnings():
+        # that it has no weights, and takes the classes of Cityscapes
+        warnings.filterwarnings('ignore', '.*(not loaded|weights is None)')
+        inferencer = MMSegInferencer(cfg, device=device)
+    _load(inferencer.model, cfg, checkpoint)
+    return inferencer
