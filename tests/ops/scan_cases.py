@@ -67,19 +67,20 @@ class Case(NamedTuple):
         expected = run_with_grads(inputs, grad_y, size, **kwargs)
         return cls(size, param_order, inputs, grad_y, expected)
 
-    def check(self, backend, device, dtype=torch.float32, layout=None):
+    def check(self, backend, device, dtype=torch.float32, layouts=()):
         """Run a backend on the inputs and compare all it gives.
 
-        ``layout`` may change the memory layout of inputs and output gradient.
+        ``layouts`` may change how inputs and output gradient lie in memory.
         """
-
-        def convert(t):
-            t = t.detach().to(device, dtype)
-            return layout(t) if layout else t
-
+        tensors = [
+            t.detach().to(device, dtype) for t in (*self.inputs, self.grad_y)
+        ]
+        if layouts:
+            tensors = [layout(t) for layout, t in zip(layouts, tensors)]
+        *inputs, grad_y = tensors
         results = run_with_grads(
-            [convert(t).requires_grad_() for t in self.inputs],
-            convert(self.grad_y),
+            [t.requires_grad_() for t in inputs],
+            grad_y,
             self.size,
             param_order=self.param_order,
             backend=backend,

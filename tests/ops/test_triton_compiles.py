@@ -30,7 +30,10 @@ for name in ('forward', 'backward'):
         (1, 'path'), (16, 'raster'), (16, 'path'), (32, 'raster')
     ):
         options = getattr(triton_scan, name + '_options')(states, param_order)
-        launch = {k: options.pop(k) for k in ('num_warps', 'num_stages')}
+        launch = {
+            k: options.pop(k)
+            for k in ('num_warps', 'num_stages', 'enable_fp_fusion')
+        }
         options |= {f's_{t}': 1 for t in ('xe', 'de', 'Bn', 'Cn', 'ge')}
         signature, constants, attributes = {}, {}, {}
         for i, arg in enumerate(kernel.arg_names):

@@ -250,8 +250,16 @@ def _tile(states: int, channels: int) -> dict[str, int]:
     """
     BN = triton.next_power_of_2(states)
     BE = max(1, min(channels, 16 * channels // BN))
-    # One stage: no load may be moved before a store to the same place.
-    return dict(STATES=states, BN=BN, BE=BE, num_warps=1, num_stages=1)
+    return dict(
+        STATES=states,
+        BN=BN,
+        BE=BE,
+        num_warps=1,
+        # No load may be moved before a store to the same place.
+        num_stages=1,
+        # Triton 3.10 no longer fuses products and sums by itself.
+        enable_fp_fusion=True,
+    )
 
 
 def forward_options(states: int, param_order: str) -> dict:
