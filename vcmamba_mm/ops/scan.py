@@ -1,5 +1,6 @@
 """The one operator: argument checks, choice of backend, autograd."""
 
+import math
 import os
 
 import torch
@@ -133,6 +134,12 @@ def _autocasts(device_type: str) -> bool:
     ) and torch.is_autocast_enabled(device_type)
 
 
+def _states_shape(x: Tensor, A: Tensor) -> tuple[int, ...]:
+    """Of the states that the PyTorch backend keeps for its backward pass."""
+    chunks = -(-x.shape[1] // torch_scan.CHUNK)
+    return chunks, x.shape[0], NUM_PATHS, A.shape[1], x.shape[2]
+
+
 @torch.library.custom_op('vcmamba_mm::scan', mutates_args=())
 def _scan(
     x: Tensor,
@@ -161,18 +168,17 @@ def _scan(
         y, saved = torch_scan.scan_forward(
             *tensors, height, width, param_order, save_states
         )
-    return y.contiguous(), saved
+    # Flat, as tracing fixes every size that is 1, and there may be one chunk.
+    return y.contiguous(), saved.flatten()
 
 
 @_scan.register_fake
 def _(x, delta, A, B, C, D, direction_B, height, width, param_order,
       backend, save_states):  # fmt: skip
-    shape = (0,)
-    if backend == 'torch':
-        chunks = -(-x.shape[1] // torch_scan.CHUNK) if save_states else 0
-        shape = (chunks, x.shape[0], NUM_PATHS, A.shape[1], x.shape[2])
+    keeps = backend == 'torch' and save_states
+    size = math.prod(_states_shape(x, A)) if keeps else 0
     dtype = _compute_dtype(x)
-    return x.new_empty(x.shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
+    return x.new_empty(x.shape, dtype=dtype), x.new_empty(size, dtype=dtype)
 
 
 @torch.library.custom_op('vcmamba_mm::scan_backward', mutates_args=())
@@ -199,6 +205,7 @@ def _scan_backward(
             grad_y, *inputs, height, width, param_order
         )
     tensors = [t.to(_compute_dtype(x)) for t in (grad_y, *inputs)]
+    saved = saved.view(_states_shape(x, A))
     with torch.autocast(x.device.type, enabled=False):
         grads = torch_scan.scan_backward(
             *tensors, saved, height, width, param_order
