@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from test_scan import make_inputs
+from scan_cases import PARAM_ORDERS, assert_close, make_inputs, random_case
 
 from vcmamba_mm.ops import available_backends, multi_directional_scan
 from vcmamba_mm.ops.mamba_ssm_scan import mamba_ssm_scan
@@ -38,20 +38,16 @@ def kernel(monkeypatch):
     monkeypatch.setitem(sys.modules, INTERFACE, interface)
 
 
-@pytest.mark.parametrize('param_order', ['raster', 'path'])
-@pytest.mark.parametrize('size', [(1, 1), (3, 4), (5, 2)])
-def test_four_calls_give_the_same(kernel, size, param_order):
-    inputs = make_inputs(2, *size)
-    y = mamba_ssm_scan(*inputs, *size, param_order)
-    expected = multi_directional_scan(
-        *inputs, *size, param_order=param_order, backend='reference'
-    )
-    torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
-    for grad, reference in zip(
-        torch.autograd.grad(y.square().sum(), inputs),
-        torch.autograd.grad(expected.square().sum(), inputs),
-    ):
-        torch.testing.assert_close(grad, reference, rtol=1e-8, atol=1e-8)
+@pytest.mark.parametrize('param_order', PARAM_ORDERS)
+@pytest.mark.parametrize('batch', [1, 3])
+@pytest.mark.parametrize(
+    'size', [(1, 1), (1, 7), (7, 1), (5, 8), (7, 7), (16, 16)]
+)
+def test_four_calls_give_the_same(kernel, size, batch, param_order):
+    case = random_case(param_order, batch, *size, 5, 4)
+    y = mamba_ssm_scan(*case.inputs, *size, param_order)
+    grads = torch.autograd.grad(y, case.inputs, case.grad_y)
+    assert_close((y.detach(), *grads), case.expected)
 
 
 def test_needs_a_gpu(kernel):

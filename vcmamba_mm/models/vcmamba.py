@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
@@ -248,7 +249,11 @@ class VCMamba(BaseModule):
 
     @staticmethod
     def _resize(pos_embed: Tensor, size: tuple[int, int]) -> Tensor:
-        if pos_embed.dim() != 4 or pos_embed.shape[2:] == size:
+        if pos_embed.dim() != 4 or all(
+            # Exporting with dynamic sizes must not fix them.
+            statically_known_true(old == new)
+            for old, new in zip(pos_embed.shape[2:], size)
+        ):
             return pos_embed
         # bicubic interpolation exists in float32 on every device
         return F.interpolate(

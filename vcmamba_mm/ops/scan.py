@@ -1,5 +1,6 @@
 """The one operator: argument checks, choice of backend, autograd."""
 
+import math
 import os
 
 import torch
@@ -127,6 +128,20 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+def _autocasts(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(
+        device_type
+    ) and torch.is_autocast_enabled(device_type)
+
+
+def _states_shape(x: Tensor, A: Tensor, param_order: str) -> tuple[int, ...]:
+    """Of the states that the PyTorch backend keeps for its backward pass."""
+    chunks = -(-x.shape[1] // torch_scan.CHUNK)
+    paths = NUM_PATHS if param_order == 'raster' else 1
+    groups = x.shape[0] * NUM_PATHS // paths
+    return chunks, groups, A.shape[1], paths, x.shape[2]
+
+
 @torch.library.custom_op('vcmamba_mm::scan', mutates_args=())
 def _scan(
     x: Tensor,
@@ -142,6 +157,7 @@ def _scan(
     backend: str,
     save_states: bool,
 ) -> tuple[Tensor, Tensor]:
+    """y in the dtype of the computation, and what the backward pass needs."""
     tensors = (x, delta, A, B, C, D, direction_B)
     if backend == 'triton':
         from . import triton_scan
@@ -154,20 +170,17 @@ def _scan(
         y, saved = torch_scan.scan_forward(
             *tensors, height, width, param_order, save_states
         )
-    return y.to(x.dtype).contiguous(), saved
+    # Flat, as tracing fixes every size that is 1, and there may be one chunk.
+    return y.contiguous(), saved.flatten()
 
 
 @_scan.register_fake
 def _(x, delta, A, B, C, D, direction_B, height, width, param_order,
       backend, save_states):  # fmt: skip
-    shape = (0,)
-    if backend == 'torch':
-        chunks = -(-x.shape[1] // torch_scan.CHUNK) if save_states else 0
-        paths = NUM_PATHS if param_order == 'raster' else 1
-        groups = x.shape[0] * NUM_PATHS // paths
-        shape = (chunks, groups, A.shape[1], paths, x.shape[2])
-    y = x.new_empty(x.shape)
-    return y, x.new_empty(shape, dtype=_compute_dtype(x))
+    keeps = backend == 'torch' and save_states
+    size = math.prod(_states_shape(x, A, param_order)) if keeps else 0
+    dtype = _compute_dtype(x)
+    return x.new_empty(x.shape, dtype=dtype), x.new_empty(size, dtype=dtype)
 
 
 @torch.library.custom_op('vcmamba_mm::scan_backward', mutates_args=())
@@ -194,6 +207,7 @@ def _scan_backward(
             grad_y, *inputs, height, width, param_order
         )
     tensors = [t.to(_compute_dtype(x)) for t in (grad_y, *inputs)]
+    saved = saved.view(_states_shape(x, A, param_order))
     with torch.autocast(x.device.type, enabled=False):
         grads = torch_scan.scan_backward(
             *tensors, saved, height, width, param_order
@@ -302,7 +316,8 @@ def multi_directional_scan(
             'triton' or 'mamba_ssm'; see :func:`available_backends`.
 
     Returns:
-        Tensor: Sum over the four paths, shape and dtype of ``x``.
+        Tensor: Sum over the four paths, shape and dtype of ``x``; under
+        autocast in the dtype it was computed in.
 
     Raises:
         ValueError: If a shape, a device, ``param_order`` or ``backend`` does
@@ -324,8 +339,12 @@ def multi_directional_scan(
         tensors = [t.to(_compute_dtype(x)) for t in tensors]
         with torch.autocast(x.device.type, enabled=False):
             y = _DIFFERENTIABLE[backend](*tensors, height, width, param_order)
-        return y.to(x.dtype)
-    save_states = torch.is_grad_enabled() and any(
-        t.requires_grad for t in tensors
-    )
-    return _scan(*tensors, height, width, param_order, backend, save_states)[0]
+    else:
+        save_states = torch.is_grad_enabled() and any(
+            t.requires_grad for t in tensors
+        )
+        y, _ = _scan(
+            *tensors, height, width, param_order, backend, save_states
+        )
+    # Autocast keeps sums in float32: these may exceed float16's range.
+    return y if _autocasts(x.device.type) else y.to(x.dtype)

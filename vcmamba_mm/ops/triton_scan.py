@@ -35,13 +35,13 @@ def _add(p, value, mask):
 
 @triton.jit
 def _forward_kernel(
-    x, delta, A, B, C, D, theta, order, direction, total, y,
+    x, delta, A, B, C, D, theta, order, direction, y,
     length, channels,
     s_xb, s_xl, s_xe, s_db, s_dl, s_de, s_Bb, s_Bl, s_Bn, s_Cb, s_Cl, s_Cn,
     STATES: tl.constexpr, BN: tl.constexpr, BE: tl.constexpr,
     RASTER: tl.constexpr,
 ):  # fmt: skip
-    """y of one image and tile of channels; ``total`` is y in full precision.
+    """y of one image and tile of channels.
 
     Program ids: tile of channels, image.
     """
@@ -49,11 +49,10 @@ def _forward_kernel(
     o_e = tl.program_id(0) * BE + tl.arange(0, BE)
     o_n = tl.arange(0, BN)
     m_e, m_n = o_e < channels, o_n < STATES
-    dtype: tl.constexpr = total.dtype.element_ty
+    dtype: tl.constexpr = y.dtype.element_ty
     x, delta, B, C = (
         x + i_b * s_xb, delta + i_b * s_db, B + i_b * s_Bb, C + i_b * s_Cb
     )  # fmt: skip
-    total += i_b * length * channels + o_e
     y += i_b * length * channels + o_e
 
     b_A = tl.load(
@@ -63,7 +62,7 @@ def _forward_kernel(
     b_D = 4 * tl.load(D + o_e, m_e, other=0).to(dtype)
     for i in range(length):
         b_x = _load_row(x, i, s_xl, o_e, s_xe, m_e, dtype)
-        tl.store(total + i * channels, b_D * b_x, m_e)
+        tl.store(y + i * channels, b_D * b_x, m_e)
     tl.debug_barrier()
 
     zero = tl.zeros([BN, BE], dtype)
@@ -93,14 +92,9 @@ def _forward_kernel(
             )
             h_next = h_next + (b_h,)
             b_read = tl.sum(b_C[:, None] * b_h, axis=0)
-            _add(total + token * channels, b_read, m_e)
+            _add(y + token * channels, b_read, m_e)
             tl.debug_barrier()  # the next path may add to the same token
         h = h_next
-
-    if y.dtype.element_ty != dtype:
-        for i in range(length):
-            b_y = tl.load(total + i * channels, m_e, other=0)
-            tl.store(y + i * channels, b_y.to(y.dtype.element_ty), m_e)
 
 
 @triton.jit
@@ -249,26 +243,55 @@ def _backward_kernel(
     tl.store(grad_A + i_b * channels * STATES + o_en, b_grad_A, m_ne)
 
 
+def _tile(states: int, channels: int) -> dict[str, int]:
+    """A tile that stays in the registers of one warp.
+
+    ``channels`` fit beside 16 states, and are enough beside fewer.
+    """
+    BN = triton.next_power_of_2(states)
+    BE = max(1, min(channels, 16 * channels // BN))
+    return dict(
+        STATES=states,
+        BN=BN,
+        BE=BE,
+        num_warps=1,
+        # No load may be moved before a store to the same place.
+        num_stages=1,
+        # Triton 3.10 no longer fuses products and sums by itself.
+        enable_fp_fusion=True,
+    )
+
+
+def forward_options(states: int, param_order: str) -> dict:
+    """Compile-time constants and launch options of the forward kernel."""
+    return dict(_tile(states, 32), RASTER=param_order == 'raster')
+
+
+def backward_options(states: int, param_order: str) -> dict:
+    """As :func:`forward_options`, of the backward kernel."""
+    return dict(_tile(states, 16), RASTER=param_order == 'raster', CHUNK=CHUNK)
+
+
 def scan_forward(
     x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor,
     direction_B: Tensor, height: int, width: int, param_order: str,
 ) -> Tensor:  # fmt: skip
-    """Forward pass; inputs of any floating dtypes and strides."""
+    """Forward pass; inputs of any floating dtypes and strides.
+
+    Returns:
+        Tensor: ``y`` in float32, or float64 if ``x`` is.
+    """
     batch, length, channels = x.shape
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    y = x.new_empty(x.shape)
-    total = y if y.dtype == dtype else x.new_empty(x.shape, dtype=dtype)
+    y = x.new_empty(x.shape, dtype=dtype)
     paths = snake_paths(height, width, x.device)
-    BE, num_warps = 32, 1
-    # One stage: no load of `total` may be moved before a store to it.
+    options = forward_options(A.shape[1], param_order)
     with torch.cuda.device_of(x):
-        _forward_kernel[triton.cdiv(channels, BE), batch](
+        _forward_kernel[triton.cdiv(channels, options['BE']), batch](
             x, delta, A.contiguous(), B, C, D.contiguous(),
-            direction_B.contiguous(), paths.order, paths.direction, total, y,
+            direction_B.contiguous(), paths.order, paths.direction, y,
             length, channels, *x.stride(), *delta.stride(), *B.stride(),
-            *C.stride(), STATES=A.shape[1],
-            BN=triton.next_power_of_2(A.shape[1]), BE=BE,
-            RASTER=param_order == 'raster', num_warps=num_warps, num_stages=1,
+            *C.stride(), **options,
         )  # fmt: skip
     return y
 
@@ -282,8 +305,8 @@ def scan_backward(
     states = A.shape[1]
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     paths = snake_paths(height, width, x.device)
-    BE, num_warps = 16, 1
-    tiles = triton.cdiv(channels, BE)
+    options = backward_options(states, param_order)
+    tiles = triton.cdiv(channels, options['BE'])
 
     def new(*shape: int) -> Tensor:
         return x.new_empty(shape, dtype=dtype)
@@ -301,10 +324,7 @@ def scan_backward(
             direction_B.contiguous(), paths.order, paths.direction,
             new(batch, chunks, NUM_PATHS, states, channels), *grads,
             length, channels, *grad_y.stride(), *x.stride(), *delta.stride(),
-            *B.stride(), *C.stride(), STATES=states,
-            BN=triton.next_power_of_2(states), BE=BE,
-            RASTER=param_order == 'raster', CHUNK=CHUNK, num_warps=num_warps,
-            num_stages=1,
+            *B.stride(), *C.stride(), **options,
         )  # fmt: skip
     grad_x, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_theta = grads
     grads = (
