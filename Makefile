@@ -6,7 +6,7 @@ export PATH := $(BIN):$(PATH)
 # Threads that wait do not take the core from those that work.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test gpu docs lint clean
+.PHONY: demo test gpu benchmark docs lint clean
 
 # An environment with the maintained stack; made again when needs change.
 $(VENV)/installed: setup.py pyproject.toml $(wildcard requirements/*.txt)
@@ -34,9 +34,16 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
 
-# What a GPU has to show: the kernels on it, at all sizes.
+# Times on every device found, one CPU thread: benchmarks/results.
+benchmark: $(VENV)/installed
+	python benchmarks/scan.py
+	python benchmarks/model.py
+
+# What a GPU has to show: the kernels on it, at all sizes, and their times.
 gpu: $(VENV)/installed
 	python -m pytest tests/ops tests/models
+	python benchmarks/scan.py --device cuda
+	python benchmarks/model.py --device cuda
 
 docs: $(VENV)/installed
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict

@@ -1,0 +1,90 @@
+"""The baseline: the multi-directional scan the way the released model does it.
+
+Four calls of a selective scan for one path, in the layout (batch, channels,
+tokens), with a gather of the tokens before each of them and the inverse
+gather after it. Written from the published equations.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from vcmamba_mm.ops import mamba_ssm_scan
+from vcmamba_mm.ops.scan_paths import snake_paths
+
+
+def selective_scan_ref(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
+) -> Tensor:
+    """One path in plain PyTorch (Mamba, arXiv 2312.00752, algorithm 2).
+
+    In the style of mamba-ssm's function of this name: exp(delta A) and
+    delta B u are stored for all tokens, (batch, channels, tokens, state), and
+    a loop in Python runs over the tokens. They are taken apart by ``unbind``:
+    indexing, as in mamba-ssm, makes the backward pass quadratic in the number
+    of tokens.
+
+    Args:
+        u: Tokens, shape (batch, channels, tokens).
+        delta: Step sizes after softplus, shape of ``u``.
+        A: Negative decay rates, shape (channels, state).
+        B: Input projections, shape (batch, state, tokens).
+        C: Output projections, shape of ``B``.
+        D: Skip connection, shape (channels,).
+
+    Returns:
+        Tensor: Shape of ``u``.
+    """
+    decays = torch.exp(torch.einsum('bel,en->beln', delta, A))
+    inputs = torch.einsum('bel,bnl,bel->beln', delta, B, u)
+    state = u.new_zeros(len(u), *A.shape)
+    readouts = []
+    for decay, step_input, C_t in zip(
+        decays.unbind(2), inputs.unbind(2), C.unbind(2)
+    ):
+        state = decay * state + step_input
+        readouts.append(torch.einsum('ben,bn->be', state, C_t))
+    return torch.stack(readouts, dim=2) + D[:, None] * u
+
+
+# What the released model runs, so what the goals are measured against.
+RELEASED = dict(cpu='selective_scan_ref', cuda='selective_scan_fn')
+
+
+def selective_scans(device: str) -> dict[str, Callable[..., Tensor]]:
+    """The selective scans that run here, the best of them last."""
+    scans = dict(selective_scan_ref=selective_scan_ref)
+    if device == 'cuda' and mamba_ssm_scan.why_not() is None:
+        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+        scans['selective_scan_fn'] = selective_scan_fn
+    return scans
+
+
+def four_scans(
+    selective_scan: Callable[..., Tensor],
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    direction_B: Tensor,
+    height: int,
+    width: int,
+) -> Tensor:
+    """As :func:`vcmamba_mm.ops.multi_directional_scan`, in raster order.
+
+    The index tables come from the cache.
+    """
+    x, delta, B, C = (t.mT.contiguous() for t in (x, delta, B, C))
+    paths = snake_paths(height, width, x.device)
+    outs = []
+    for order, inverse, direction in zip(
+        paths.order, paths.inverse, paths.direction
+    ):
+        theta = direction_B[direction].t()  # (state, tokens)
+        y = selective_scan(x[:, :, order], delta, A, B + theta, C, D)
+        outs.append(y[:, :, inverse])
+    return sum(outs).mT.contiguous()

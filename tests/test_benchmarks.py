@@ -1,0 +1,176 @@
+"""The benchmarks, in a tiny configuration: they run and they check."""
+
+import json
+import math
+
+import measure
+import model
+import pytest
+import released_like
+import scan
+import torch
+from measure import Goal, WrongResultError
+
+from vcmamba_mm.analysis.timing import BUFFERS, FULL, Timing, time_side_by_side
+from vcmamba_mm.ops import multi_directional_scan
+
+
+def run(benchmark, folder):
+    benchmark.main(['--quick', '--device', 'cpu', '--out', str(folder)])
+
+
+def read_report(folder, name):
+    """The JSON's content, after a look at the other files."""
+    text = (folder / f'{name}_cpu.md').read_text(encoding='utf-8')
+    assert 'A quick run' in text and '| threads | 1 |' in text
+    png = (folder / f'{name}_cpu.png').read_bytes()
+    assert png.startswith(b'\x89PNG') and len(png) > 10_000
+    result = json.loads((folder / f'{name}_cpu.json').read_text())
+    assert result['benchmark'] == name and result['device'] == 'cpu'
+    assert result['environment']['torch'] == torch.__version__
+    for row in result['results']:
+        contestant = row.get('contestant') or row['model']
+        assert any(f'| {contestant} |' in line for line in text.splitlines())
+    return result
+
+
+def check_timing(timing):
+    low, median, high = timing['quartiles_ms']
+    assert 0 < low <= median <= high < math.inf
+    assert [len(e) for e in timing['entries_ms']] == [2, 2]
+    assert all(ms > 0 for entry in timing['entries_ms'] for ms in entry)
+    assert timing['warm_ups'] >= 1 and timing['calls_per_sample'] >= 1
+
+
+def test_scan_benchmark(tmp_path):
+    run(scan, tmp_path)
+    rows = read_report(tmp_path, 'scan')['results']
+    assert {row['contestant'] for row in rows} == {
+        '4 \u00d7 selective_scan_ref',
+        'torch',
+    }
+    assert len(rows) == 2 * len(scan.QUICK_CASES)
+    for row in rows:
+        assert 0 < row['error'] < 1e-5 and row['peak_bytes'] > 1000
+        assert set(row['passes']) == {'forward', 'forward + backward'}
+        for timing in row['passes'].values():
+            check_timing(timing)
+
+
+def test_model_benchmark(tmp_path):
+    run(model, tmp_path)
+    rows = read_report(tmp_path, 'model')['results']
+    assert {row['task'] for row in rows} == set(model.TASKS)
+    ours = {row['variant'] for row in rows if row['model'] == 'VCMamba-S'}
+    assert ours == {'', 'channels_last', 'released-like'}
+    for row in rows:
+        assert 0 < row['error'] < model.TOLERANCE
+        assert row['params'] > 9e6
+        check_timing(row)
+
+
+def scan_in_one_row(*inputs):
+    *tensors, height, width = inputs
+    return multi_directional_scan(*tensors, 1, height * width)
+
+
+def wrong_gradient(*inputs):
+    B = inputs[3]
+    return multi_directional_scan(*inputs) + (B - B.detach()).sum()
+
+
+@pytest.mark.parametrize(
+    'broken, named',
+    [(scan_in_one_row, 'y of broken'), (wrong_gradient, 'B of broken')],
+)
+def test_wrong_scan_stops_the_benchmark(broken, named, tmp_path, monkeypatch):
+    monkeypatch.setattr(scan, 'QUICK_CASES', [scan.Case(1, 2, 3, 8, 4)])
+    monkeypatch.setattr(
+        scan,
+        'contestants',
+        lambda device: {
+            '4 \u00d7 right': multi_directional_scan,
+            'broken': broken,
+        },
+    )
+    with pytest.raises(WrongResultError, match=f'{named}.*is wrong'):
+        run(scan, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_model_stops_the_benchmark(tmp_path, monkeypatch):
+    def no_theta(selective_scan, *inputs):
+        *tensors, theta, height, width = inputs
+        return released_like.four_scans(
+            selective_scan, *tensors, 0 * theta, height, width
+        )
+
+    monkeypatch.setattr(model, 'four_scans', no_theta)
+    with pytest.raises(WrongResultError, match='released-like is wrong'):
+        run(model, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_not_a_number_is_wrong():
+    with pytest.raises(WrongResultError, match='error nan'):
+        measure.check('it', torch.tensor(math.nan), torch.ones(()).double(), 1)
+
+
+@pytest.mark.parametrize('size', [(1, 1), (3, 4), (5, 2)])
+def test_baseline_is_the_scan(size):
+    inputs = scan.random_inputs(scan.Case(2, *size, 6, 3), 'cpu')[:7]
+    inputs = [t.double().requires_grad_() for t in inputs]
+    y = released_like.four_scans(
+        released_like.selective_scan_ref, *inputs, *size
+    )
+    expected = multi_directional_scan(*inputs, *size, backend='reference')
+    torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
+    for grad, reference in zip(
+        torch.autograd.grad(y.square().sum(), inputs),
+        torch.autograd.grad(expected.square().sum(), inputs),
+    ):
+        torch.testing.assert_close(grad, reference, rtol=1e-8, atol=1e-8)
+
+
+def test_contestants_take_turns_on_rotating_inputs():
+    calls = []
+    timings = time_side_by_side(
+        {
+            name: lambda i, name=name: calls.append((name, i))
+            for name in ('a', 'b')
+        },
+        'cpu',
+        **{**FULL, 'sample_seconds': 0.0},
+    )
+    assert timings['a'].warm_ups == timings['b'].warm_ups >= 10
+    assert {i for _, i in calls} == set(range(BUFFERS)) >= {0, 1, 2}
+    rounds = [name for name, _ in calls[20:]]
+    for start in range(0, len(rounds), 4):  # two entries of each
+        assert sorted(rounds[start : start + 4]) == ['a', 'a', 'b', 'b']
+    assert len(rounds) // 4 == len(timings['a'].entries_ms[0]) >= 7
+
+
+def test_difference_below_the_spread_of_two_entries_is_noise():
+    slow = Timing(([10.0, 11.0, 12.0], [12.0, 13.0, 14.0]), 1, 10)
+    near = Timing(([10.0, 10.5, 11.0], [10.0, 10.5, 11.0]), 1, 10)
+    fast = Timing(([4.0, 4.0, 4.0], [4.0, 4.0, 4.0]), 1, 10)
+    assert (slow.median, slow.spread) == (12.0, 2.0)
+    assert measure.ratio(near, slow) == 'noise'
+    assert measure.ratio(fast, slow) == '3.00'
+    assert measure.ratio(slow, fast) == '0.33'
+
+
+@pytest.mark.parametrize(
+    'measured, at_most, verdict',
+    [
+        (3.9, False, 'not reached'),
+        (4.0, False, 'reached'),
+        (15.0, False, 'aim reached'),
+        (4.1, True, 'not reached'),
+        (3.9, True, 'reached'),
+    ],
+)
+def test_verdict_on_a_goal(measured, at_most, verdict):
+    aim = 1.0 if at_most else 15.0
+    goal = Goal('it', measured, must=4.0, aim=aim, at_most=at_most)
+    assert goal.verdict == verdict
