@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from ..ops.export_scan import export_scan
-from .fuse import fold_norms
+from .fuse import check_eval_mode, fold_norms
 
 TOLERANCE = 1e-4
 
@@ -50,6 +50,11 @@ class ExportReport(NamedTuple):
     torch_seconds: float
 
 
+# How a data preprocessor says that it turns the channels around: mmpretrain's,
+# MMEngine's, mmseg 1.2's.
+_CONVERSIONS = ('to_rgb', '_channel_conversion', 'channel_conversion')
+
+
 class Logits(nn.Module):
     """From images to logits: what is exported.
 
@@ -73,14 +78,12 @@ class Logits(nn.Module):
                 'segmenter: it has no head and no decode_head'
             )
         self.with_preprocessing = with_preprocessing
+        self.training = model.training
 
     def _preprocess(self, images: Tensor) -> Tensor:
         preprocessor = self.model.data_preprocessor
         images = images.float()
-        # mmpretrain's name and mmseg's
-        if getattr(preprocessor, 'to_rgb', False) or getattr(
-            preprocessor, 'channel_conversion', False
-        ):
+        if any(getattr(preprocessor, name, False) for name in _CONVERSIONS):
             images = images.flip(1)
         if preprocessor._enable_normalize:
             images = (images - preprocessor.mean) / preprocessor.std
@@ -183,20 +186,23 @@ def _write_onnx(program: ExportedProgram, path: Path) -> tuple[Run, int]:
     """Translate, save and load; return how to run it, and its nodes."""
     try:
         import onnxruntime
-        import onnxscript  # noqa: F401
+        from onnx_ir.passes.common import RemoveUnusedNodesPass
     except ImportError as error:
         raise ExportError(
             f'export to ONNX needs {error.name}: '
             'pip install "vcmamba-mmlab[export]"'
         ) from error
-    with torch.no_grad():
-        onnx_program = torch.onnx.export(
-            program,
-            input_names=['images'],
-            output_names=['logits'],
-            dynamo=True,
-            verbose=False,
-        )
+    names = {0: 'batch', 2: 'height', 3: 'width'}
+    onnx_program = torch.onnx.export(
+        program,
+        input_names=['images'],
+        output_names=['logits'],
+        dynamic_shapes=[names] if program.range_constraints else None,
+        dynamo=True,
+        verbose=False,
+    )
+    # Constants that its optimizer has folded; onnxruntime warns of them.
+    RemoveUnusedNodesPass()(onnx_program.model)
     onnx_program.save(path, external_data=False)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -249,13 +255,15 @@ def _compare(run: Run, logits: Logits, shape: Shape) -> float:
     return error
 
 
-def _seconds(run: Run, images: Tensor) -> float:
-    durations = []
+def _median_seconds(*runs: Run, images: Tensor) -> list[float]:
+    """Time of each, taking turns."""
+    durations = [[] for _ in runs]
     for _ in range(2 + 7):  # two to warm up
-        begin = time.perf_counter()
-        run(images)
-        durations.append(time.perf_counter() - begin)
-    return statistics.median(durations[2:])
+        for run, its in zip(runs, durations):
+            begin = time.perf_counter()
+            run(images)
+            its.append(time.perf_counter() - begin)
+    return [statistics.median(its[2:]) for its in durations]
 
 
 @torch.no_grad()
@@ -305,7 +313,8 @@ def export(
         )
     if not path.parent.is_dir():
         raise ValueError(f'folder {path.parent} does not exist')
-    logits = Logits(model, with_preprocessing).eval()
+    logits = Logits(model, with_preprocessing)
+    check_eval_mode(logits)
     smallest = _smallest(logits)
     if dynamic and min(shape) < smallest:
         raise ValueError(
@@ -321,7 +330,7 @@ def export(
             (1, 3, max(smallest, height // 2), width + 60),
         ]
 
-    exported = Logits(copy.deepcopy(model), with_preprocessing).eval()
+    exported = Logits(copy.deepcopy(model), with_preprocessing)
     if fuse:
         fold_norms(exported)
     unchecked = path.with_name(f'{path.stem}.unchecked{suffix}')
@@ -334,9 +343,8 @@ def export(
         unchecked.unlink(missing_ok=True)
     images = logits.example(*shapes[0])
     return ExportReport(
-        errors=errors,
-        file_size=path.stat().st_size,
-        num_nodes=num_nodes,
-        seconds=_seconds(run, images),
-        torch_seconds=_seconds(logits, images),
+        errors,
+        path.stat().st_size,
+        num_nodes,
+        *_median_seconds(run, logits, images=images),
     )

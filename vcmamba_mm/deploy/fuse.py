@@ -140,7 +140,7 @@ class _Folder:
         norm = getattr(parent, name)
         if self._is_conv(conv) and self._is_norm(norm):
             fold(conv, *_affine(norm))
-            setattr(parent, name, nn.Identity())
+            setattr(parent, name, nn.Identity().eval())
 
     def fold(self, module: nn.Module) -> None:
         """Fold the norms, scales and biases that ``module`` applies."""
@@ -176,6 +176,17 @@ class _Folder:
             self._absorb(module.ffn.fc1, _fold_input, module, 'norm2')
 
 
+def check_eval_mode(model: nn.Module) -> None:
+    """Raise a ``ValueError`` if a part of ``model`` is in training mode."""
+    for name, module in model.named_modules():
+        if module.training:
+            raise ValueError(
+                f'{name or type(module).__name__} is in training mode, where '
+                'norms use the statistics of the batch: call model.eval() '
+                'before'
+            )
+
+
 @torch.no_grad()
 def fold_norms(model: nn.Module) -> nn.Module:
     """Fold every batch norm that can be folded exactly, in place.
@@ -200,13 +211,7 @@ def fold_norms(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: If a part of ``model`` is in training mode.
     """
-    for name, module in model.named_modules():
-        if module.training:
-            raise ValueError(
-                f'{name or type(module).__name__} is in training mode, where '
-                'norms use the statistics of the batch: call model.eval() '
-                'before folding'
-            )
+    check_eval_mode(model)
     folder = _Folder(model)
     # Parents last: layer scale comes after the norm inside the ffn.
     for module in reversed(list(model.modules())):
@@ -228,7 +233,7 @@ def _use_fused_convs(module: nn.Module) -> None:
         and module.act.approximate == 'none'
     ):
         module.fc1.gelu = module.dwconv.gelu = True
-        module.act = nn.Identity()
+        module.act = nn.Identity().eval()
 
 
 def fuse(model: nn.Module) -> nn.Module:

@@ -59,7 +59,7 @@ def export_scan(
         """What is visited at each step, (steps, batch, paths, n)."""
         visited = tokens.index_select(1, paths.order.flatten())
         visited = visited.unflatten(1, (NUM_PATHS, num_tokens))
-        return visited.permute(2, 0, 1, 3)
+        return visited.permute(2, 0, 1, 3).contiguous()
 
     def read_params(tokens: Tensor) -> Tensor:
         """delta, B or C of each step, for one path or all of them."""
@@ -67,7 +67,7 @@ def export_scan(
             return read(tokens)
         return tokens.transpose(0, 1)[:, :, None]
 
-    A = A.t()[:, None]
+    A = A.t().contiguous()[:, None]
     delta, C = read_params(delta), read_params(C)
     theta = direction_B[paths.direction.t()][:, None]
     state = x.new_zeros(x.shape[0], A.shape[0], NUM_PATHS, x.shape[2])
