@@ -10,6 +10,7 @@ import argparse
 
 from vcmamba_mm.deploy.export import FORMATS, ExportError, export
 from vcmamba_mm.engine import SETUP_ERRORS, load_model, one_line_errors
+from vcmamba_mm.ops.scan import BackendError
 
 
 def parse_args() -> argparse.Namespace:
@@ -66,7 +67,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    with one_line_errors(*SETUP_ERRORS, ExportError):
+    with one_line_errors(*SETUP_ERRORS, BackendError, ExportError):
         model, cfg = load_model(args.config, args.checkpoint)
         shape = args.shape or cfg.get(
             'crop_size', cfg.model.backbone.get('img_size', 224)

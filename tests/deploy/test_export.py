@@ -61,6 +61,8 @@ def classifier():
 
 @pytest.fixture
 def smallest():
+    import vcmamba_mm.classification  # noqa: F401
+
     init_default_scope('mmpretrain')
     return MODELS.build(smallest_classifier_cfg()).eval()
 
@@ -142,10 +144,11 @@ for i, file in enumerate(sys.argv[2:]):
 
 
 def test_torch_export_needs_torch_alone(classifier, tmp_path):
-    """Also the other order of parameters, and norms that are not folded."""
+    """Also path order, another backend, and norms that are not folded."""
     model = copy.deepcopy(classifier)
     for block in model.backbone.stages[-1].blocks[-TINY['num_mdm'] :]:
         block.mixer.param_order = 'path'
+        block.mixer.backend = 'reference'
     path = tmp_path / 'model.pt2'
     kwargs = dict(dynamic=True, fuse=False)
     export(model, path, 'torch-export', (96, 128), **kwargs)

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
+from ..models.mixer import MultiDirectionalMamba
 from ..ops.export_scan import export_scan
 from .fuse import check_eval_mode, fold_norms
 
@@ -331,6 +332,9 @@ def export(
         ]
 
     exported = Logits(copy.deepcopy(model), with_preprocessing)
+    for module in exported.modules():
+        if isinstance(module, MultiDirectionalMamba):
+            module.backend = 'torch'  # the operator that is decomposed
     if fuse:
         fold_norms(exported)
     unchecked = path.with_name(f'{path.stem}.unchecked{suffix}')

@@ -57,7 +57,6 @@ class _FusedConv2d(nn.Conv2d):
             and x.device.type == 'cpu'
             and x.dtype == torch.float32
             and torch.backends.mkldnn.is_available()
-            and not torch.is_autocast_enabled('cpu')
             and not torch.is_grad_enabled()
         )
 
@@ -261,9 +260,10 @@ def fuse(model: nn.Module) -> nn.Module:
 def optimize(model: nn.Module, cuda_graphs: bool = False) -> nn.Module:
     """:func:`fuse` a model and compile its parts, in place.
 
-    Backbone, neck and heads are compiled (or the model itself, if it has no
-    backbone), with the weights frozen into the code on the CPU. The first
-    call with a new input size takes a minute or two. Runs without gradients.
+    Backbone, neck and head are compiled (or the model itself, if it has no
+    backbone), on the CPU with the weights frozen into the code. The first
+    call with a new input size takes about a minute. Runs without gradients.
+    Do it once, and make copies before: a copy would run the original's code.
 
     Args:
         model: As for :func:`fuse`.
