@@ -12,7 +12,8 @@ export OMP_WAIT_POLICY := PASSIVE
 $(VENV)/installed: setup.py pyproject.toml $(wildcard requirements/*.txt)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable '.[onedl,distill,demo,analysis,docs,test]'
+	$(BIN)/pip install --quiet --editable \
+		'.[onedl,distill,demo,analysis,export,docs,test]'
 	touch $@
 
 CLASSIFIER := configs/demo/vcmamba_demo_digits.py

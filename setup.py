@@ -63,7 +63,9 @@ setup(
             'distill',
             'demo',
             'analysis',
+            'export',
             'docs',
+            'mamba',
             'test',
         )
     },

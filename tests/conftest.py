@@ -72,6 +72,32 @@ def tiny_classifier_cfg(num_classes: int = 10, **kwargs) -> dict:
     )
 
 
+def smallest_classifier_cfg() -> dict:
+    """Config of a classifier with one block of each kind, stride 8."""
+    arch = dict(embed_dims=(8, 8), depths=(1, 1), num_mdm=1)
+    return tiny_classifier_cfg(
+        backbone=dict(type='VCMamba', arch=arch, img_size=64),
+        neck=dict(type='NormGlobalAveragePooling', in_channels=8),
+        head=dict(type='VCMambaClsHead', num_classes=3, in_channels=8),
+    )
+
+
+def randomize_norms(model: torch.nn.Module) -> torch.nn.Module:
+    """Give batch norms, layer scales and delta's bias what training could."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            if module.running_var is not None:
+                module.running_mean.normal_(0, 0.3)
+                module.running_var.uniform_(0.3, 2)
+            if module.affine:
+                torch.nn.init.normal_(module.weight, 1, 0.3)
+                torch.nn.init.normal_(module.bias, 0, 0.3)
+    for name, parameter in model.named_parameters():
+        if name.endswith(('gamma', 'dt_proj.bias')):
+            torch.nn.init.normal_(parameter, 0, 0.5)
+    return model
+
+
 @pytest.fixture
 def build_tiny():
     """Build a tiny classifier with the recorded weights."""

@@ -112,7 +112,10 @@ class FFNBlock(nn.Module):
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.drop_path(self.gamma * self.ffn(x))
+        y = self.ffn(x)
+        if self.gamma is not None:  # None once folded into the ffn
+            y = self.gamma * y
+        return x + self.drop_path(y)
 
 
 class MDMBlock(nn.Module):

@@ -274,7 +274,7 @@ class VCMamba(BaseModule):
         Raises:
             InputSizeError: If the input is smaller than the total stride.
         """
-        if min(x.shape[2:]) < self.total_stride:
+        if any(size < self.total_stride for size in x.shape[2:]):
             raise InputSizeError(
                 f'input of {x.shape[2]} x {x.shape[3]} pixels is smaller than '
                 f'the total stride {self.total_stride}: resize or pad it to '

@@ -30,6 +30,40 @@ class SnakePaths(NamedTuple):
     direction: Tensor
 
 
+def make_snake_paths(
+    height: int, width: int, device: torch.device | str = 'cpu'
+) -> SnakePaths:
+    """:func:`snake_paths` anew, from sizes that may be symbolic."""
+    step = torch.arange(height * width, device=device)
+
+    def divide(place: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        line = place // length
+        return line, place - line * length  # ONNX export knows no `%` here
+
+    def back_and_forth(line: Tensor, place: Tensor, length: int) -> Tensor:
+        return torch.where(line % 2 == 0, place, length - 1 - place)
+
+    row, column = divide(step, width)  # of raster token `step`
+    down = row * width + back_and_forth(row, column, width)
+    right_inverse = column * height + back_and_forth(column, row, height)
+    column, row = divide(step, height)
+    right = back_and_forth(column, row, height) * width + column
+    order = torch.stack([down, down.flip(0), right, right.flip(0)])
+    last = height * width - 1
+    inverse = torch.stack(  # the row snake is its own inverse
+        [down, last - down, right_inverse, last - right_inverse]
+    )
+
+    row_step, column_step = (t.diff() for t in divide(order, width))
+    direction = torch.where(
+        row_step == 0,
+        torch.where(column_step > 0, RIGHT, LEFT),
+        torch.where(row_step < 0, UP, DOWN),
+    )
+    direction = torch.nn.functional.pad(direction, (1, 0), value=BEGIN)
+    return SnakePaths(order, inverse, direction)
+
+
 @lru_cache(maxsize=256)
 def snake_paths(
     height: int, width: int, device: torch.device | str = 'cpu'
@@ -50,21 +84,4 @@ def snake_paths(
     """
     # The cache outlives any inference_mode block the first call may be in.
     with torch.inference_mode(False):
-        raster = torch.arange(height * width, device=device)
-        row_snake = raster.view(height, width).clone()
-        row_snake[1::2] = row_snake[1::2].flip(1)
-        column_snake = raster.view(height, width).t().clone()
-        column_snake[1::2] = column_snake[1::2].flip(1)
-
-        down, right = row_snake.flatten(), column_snake.flatten()
-        order = torch.stack([down, down.flip(0), right, right.flip(0)])
-
-        row_step = (order // width).diff()
-        column_step = (order % width).diff()
-        direction = torch.full_like(order, BEGIN)
-        direction[:, 1:] = torch.where(
-            row_step == 0,
-            torch.where(column_step > 0, RIGHT, LEFT),
-            torch.where(row_step < 0, UP, DOWN),
-        )
-        return SnakePaths(order, order.argsort(dim=1), direction)
+        return make_snake_paths(height, width, device)

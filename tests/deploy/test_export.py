@@ -1,0 +1,235 @@
+"""Exported files, run by other runtimes, against the model in float64."""
+
+import copy
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import (
+    GOLDEN,
+    ROOT,
+    TINY,
+    randomize_norms,
+    smallest_classifier_cfg,
+)
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+
+from vcmamba_mm import VCMamba
+from vcmamba_mm.deploy import export as export_module
+from vcmamba_mm.deploy.export import ExportError, export
+from vcmamba_mm.engine import load_model
+
+onnx = pytest.importorskip('onnx')
+ort = pytest.importorskip('onnxruntime')
+pytest.importorskip('mmpretrain')
+pytest.importorskip('mmseg')
+
+CLASSIFIER = ROOT / 'tests/data/configs/tiny_classifier.py'
+SEGMENTER = ROOT / 'tests/data/configs/tiny_segmenter.py'
+RELEASE = GOLDEN / 'tiny_release.pth'
+# of sizes that the export itself does not try
+IMAGES = [(1, 160, 160), (2, 33, 64), (3, 90, 77)]
+
+
+def in_float64(model):
+    model = copy.deepcopy(model).double()
+    for module in model.modules():
+        if hasattr(module, 'backend'):
+            module.backend = 'reference'
+    return model
+
+
+def error(found, expected):
+    found = torch.as_tensor(found).double()
+    assert found.shape == expected.shape
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def session(path):
+    return ort.InferenceSession(path, providers=['CPUExecutionProvider'])
+
+
+@pytest.fixture(scope='module')
+def classifier():
+    model, _ = load_model(str(CLASSIFIER), str(RELEASE))
+    return model
+
+
+@pytest.fixture
+def smallest():
+    import vcmamba_mm.classification  # noqa: F401
+
+    init_default_scope('mmpretrain')
+    return MODELS.build(smallest_classifier_cfg()).eval()
+
+
+@pytest.fixture(scope='module')
+def segmenter():
+    cfg = Config.fromfile(SEGMENTER)
+    init_default_scope('mmseg')
+    torch.manual_seed(0)
+    return randomize_norms(MODELS.build(cfg.model)).eval()
+
+
+def test_classifier_with_preprocessing(classifier, tmp_path):
+    path = tmp_path / 'model.onnx'
+    report = export(
+        classifier,
+        path,
+        'onnx',
+        (96, 128),
+        dynamic=True,
+        with_preprocessing=True,
+    )
+    assert [path] == list(tmp_path.iterdir())
+    assert report.file_size == path.stat().st_size
+    assert len(report.errors) == 4 and max(report.errors.values()) < 1e-5
+    graph = onnx.load(path).graph
+    ops = [node.op_type for node in graph.node]
+    # one loop for each MDM block, and no unrolled one
+    assert ops.count('Scan') == TINY['num_mdm'] and len(ops) < 400
+    assert report.num_nodes > len(ops)  # those inside of loops, too
+    assert 'BatchNormalization' not in ops
+
+    run = session(path)
+    (images,), (logits,) = run.get_inputs(), run.get_outputs()
+    assert images.shape == ['batch', 3, 'height', 'width']
+    assert images.type == 'tensor(uint8)'
+    assert (images.name, logits.name) == ('images', 'logits')
+    assert logits.shape == ['batch', 10]
+    expected_of = in_float64(classifier)
+    for batch, *size in IMAGES:
+        images = torch.randint(256, (batch, 3, *size), dtype=torch.uint8)
+        data = expected_of.data_preprocessor(dict(inputs=images))
+        assert data['inputs'].abs().max() < 3  # normalized
+        with torch.no_grad():
+            expected = expected_of(data['inputs'].double(), mode='tensor')
+        (found,) = run.run(['logits'], dict(images=images.numpy()))
+        assert error(found, expected) < 1e-5
+
+
+def test_segmenter(segmenter, tmp_path):
+    path = tmp_path / 'model.onnx'
+    export(segmenter, path, 'onnx', (64, 96), dynamic=True)
+    run = session(path)
+    expected_of = in_float64(segmenter)
+    for batch, *size in IMAGES:
+        images = torch.randn(batch, 3, *size)
+        metas = [dict(img_shape=size, ori_shape=size, pad_shape=size)] * batch
+        with torch.no_grad():
+            expected = expected_of.encode_decode(images.double(), metas)
+        (found,) = run.run(['logits'], dict(images=images.numpy()))
+        assert error(found, expected) < 1e-5
+    assert 'Scan' in [node.op_type for node in onnx.load(path).graph.node]
+
+
+def test_preprocessing_of_a_segmenter(segmenter):
+    images = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
+    preprocess = export_module.Logits(segmenter, True)._preprocess
+    expected = segmenter.data_preprocessor(dict(inputs=list(images)))
+    torch.testing.assert_close(preprocess(images), expected['inputs'])
+
+
+LOAD = """
+import sys, numpy, torch
+run = torch.export.load(sys.argv[1]).module()
+assert not {'vcmamba_mm', 'mmengine', 'mmcv'} & set(sys.modules)
+for i, file in enumerate(sys.argv[2:]):
+    numpy.save(file, run(torch.from_numpy(numpy.load(file))).detach())
+"""
+
+
+def test_torch_export_needs_torch_alone(classifier, tmp_path):
+    """Also path order, another backend, and norms that are not folded."""
+    model = copy.deepcopy(classifier)
+    for block in model.backbone.stages[-1].blocks[-TINY['num_mdm'] :]:
+        block.mixer.param_order = 'path'
+        block.mixer.backend = 'reference'
+    path = tmp_path / 'model.pt2'
+    kwargs = dict(dynamic=True, fuse=False)
+    export(model, path, 'torch-export', (96, 128), **kwargs)
+    files, expected = [], []
+    for i, (batch, *size) in enumerate(IMAGES):
+        images = torch.randn(batch, 3, *size)
+        files.append(tmp_path / f'{i}.npy')
+        np.save(files[-1], images)
+        with torch.no_grad():
+            expected.append(in_float64(model)(images.double(), mode='tensor'))
+    subprocess.run(
+        [sys.executable, '-c', LOAD, path, *files], check=True, cwd=tmp_path
+    )
+    for file, logits in zip(files, expected):
+        assert error(np.load(file), logits) < 1e-5
+
+
+def test_tool(run, tmp_path):
+    path = tmp_path / 'model.onnx'
+    args = [CLASSIFIER, RELEASE, '--out', path, '--shape', 64, 96]
+    out = run('tools/export.py', *args).stdout
+    found = float(re.search(r'\(1, 3, 64, 96\) .* by (\S+)', out)[1])
+    assert found < 1e-5
+    assert re.search(r'[\d.]+ MB', out) and re.search(r'nodes +\d+', out)
+    assert re.search(r'latency +[\d.]+ ms, PyTorch [\d.]+ ms', out)
+    (images,) = session(path).get_inputs()
+    assert images.shape == [1, 3, 64, 96]
+    process = run('tools/export.py', *args, '--format', 'x', check=False)
+    assert process.returncode == 2 and "invalid choice: 'x'" in process.stderr
+
+
+def without_skip(*inputs):
+    """A wrong translation: D x is missing."""
+    *before, D, theta, height, width, order = inputs
+    return CORRECT(*before, torch.zeros_like(D), theta, height, width, order)
+
+
+CORRECT = export_module.export_scan
+
+
+@pytest.mark.parametrize('file', ['model.onnx', 'model.pt2'])
+def test_a_wrong_translation_is_not_kept(
+    file, smallest, tmp_path, monkeypatch
+):
+    format = 'onnx' if file.endswith('onnx') else 'torch-export'
+    monkeypatch.setattr(export_module, 'export_scan', without_skip)
+    path = tmp_path / file
+    with pytest.raises(ExportError, match=r'differs from PyTorch by .*e-0'):
+        export(smallest, path, format, (64, 64))
+    assert not list(tmp_path.iterdir())
+    path.write_text('an earlier export')
+    with pytest.raises(ExportError, match='nothing was kept'):
+        export(smallest, path, format, (64, 64))
+    assert path.read_text() == 'an earlier export'
+    assert [path] == list(tmp_path.iterdir())
+
+
+def test_missing_onnxruntime_is_named(smallest, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'onnxruntime', None)
+    with pytest.raises(ExportError, match=r'onnxruntime.*\[export\]'):
+        export(smallest, tmp_path / 'model.onnx', 'onnx', (64, 64))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    'file, format, kwargs, message',
+    [
+        ('model.onnx', 'x', {}, "unknown format 'x': choose one of"),
+        ('model.pt2', 'onnx', {}, 'end with .onnx'),
+        ('no/model.onnx', 'onnx', {}, 'no does not exist'),
+        ('model.onnx', 'onnx', dict(dynamic=True), 'from 9 x 9 pixels on'),
+    ],
+)
+def test_wrong_arguments(smallest, tmp_path, file, format, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        export(smallest, tmp_path / file, format, (8, 64), **kwargs)
+
+
+def test_other_models(smallest, tmp_path):
+    path = tmp_path / 'model.onnx'
+    with pytest.raises(ExportError, match='neither a classifier nor a seg'):
+        export(VCMamba(TINY), path, 'onnx', (64, 64))
+    with pytest.raises(ValueError, match='is in training mode'):
+        export(smallest.train(), path, 'onnx', (64, 64), fuse=False)

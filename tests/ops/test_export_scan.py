@@ -1,0 +1,28 @@
+"""The scan for exports against the specification."""
+
+import pytest
+import torch
+
+from vcmamba_mm.ops import multi_directional_scan
+from vcmamba_mm.ops.export_scan import export_scan
+
+
+@pytest.mark.parametrize('param_order', ['raster', 'path'])
+@pytest.mark.parametrize('size', [(1, 1), (1, 7), (7, 1), (5, 8), (7, 7)])
+def test_equals_the_reference(size, param_order):
+    batch, length, channels, states = 2, size[0] * size[1], 6, 3
+    inputs = (
+        torch.randn(batch, length, channels),
+        torch.rand(batch, length, channels),
+        -torch.rand(channels, states),
+        torch.randn(batch, length, states),
+        torch.randn(batch, length, states),
+        torch.randn(channels),
+        torch.randn(5, states),
+    )
+    inputs = [t.double() for t in inputs]
+    expected = multi_directional_scan(
+        *inputs, *size, param_order=param_order, backend='reference'
+    )
+    y = export_scan(*inputs, *size, param_order)
+    torch.testing.assert_close(y, expected)

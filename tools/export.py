@@ -1,0 +1,96 @@
+"""Export a classifier or a segmenter: ONNX, or a program of torch.export.
+
+The file is run and compared with PyTorch before it is kept. It takes images
+(batch, 3, height, width) as float32, already normalized as the config says,
+and gives logits: (batch, classes), or (batch, classes, height, width) of a
+segmenter.
+"""
+
+import argparse
+
+from vcmamba_mm.deploy.export import FORMATS, ExportError, export
+from vcmamba_mm.engine import SETUP_ERRORS, load_model, one_line_errors
+from vcmamba_mm.ops.scan import BackendError
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file or URL')
+    parser.add_argument(
+        '--format',
+        choices=list(FORMATS),
+        default='onnx',
+        help='onnx (default), or torch-export for torch.export.load; neither '
+        'needs this package afterwards',
+    )
+    parser.add_argument(
+        '--out',
+        required=True,
+        metavar='FILE',
+        help='file to write, .onnx or .pt2',
+    )
+    parser.add_argument(
+        '--shape',
+        type=int,
+        nargs='+',
+        metavar='SIZE',
+        help='height and width in pixels, or one number for both; by default '
+        'the size the config trains with',
+    )
+    parser.add_argument(
+        '--dynamic',
+        action='store_true',
+        help='take any batch size, height and width, not only one image of '
+        'that size',
+    )
+    parser.add_argument(
+        '--with-preprocessing',
+        action='store_true',
+        help='take uint8 images as they are read (BGR): order of channels, '
+        'mean and std of the data preprocessor become part of the graph',
+    )
+    parser.add_argument(
+        '--fuse',
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help='fold batch norms and layer scales into convolutions',
+    )
+    args = parser.parse_args()
+    if args.shape and len(args.shape) > 2:
+        parser.error('--shape takes one or two numbers')
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    with one_line_errors(*SETUP_ERRORS, BackendError, ExportError):
+        model, cfg = load_model(args.config, args.checkpoint)
+        shape = args.shape or cfg.get(
+            'crop_size', cfg.model.backbone.get('img_size', 224)
+        )
+        shape = [shape] if isinstance(shape, int) else shape
+        report = export(
+            model,
+            args.out,
+            args.format,
+            (shape[0], shape[-1]),
+            dynamic=args.dynamic,
+            with_preprocessing=args.with_preprocessing,
+            fuse=args.fuse,
+        )
+    for images, error in report.errors.items():
+        print(f'{images} differs from PyTorch by {error:.1e}')
+    print(f'file      {args.out}, {report.file_size / 1e6:.1f} MB')
+    print(f'nodes     {report.num_nodes}')
+    print(
+        f'latency   {report.seconds * 1e3:.1f} ms, '
+        f'PyTorch {report.torch_seconds * 1e3:.1f} ms (one image, CPU)'
+    )
+
+
+if __name__ == '__main__':
+    main()

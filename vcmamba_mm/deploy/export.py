@@ -1,0 +1,354 @@
+"""Export of classifiers and segmenters, compared with PyTorch.
+
+A model is traced with :mod:`torch.export`, the scan as
+:func:`vcmamba_mm.ops.export_scan.export_scan`; the traced program is saved as
+it is (``torch-export``) or translated to ONNX. Neither file needs this package
+to be run.
+"""
+
+import copy
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+from torch.export import Dim, ExportedProgram
+
+from ..models.mixer import MultiDirectionalMamba
+from ..ops.export_scan import export_scan
+from .fuse import check_eval_mode, fold_norms
+
+TOLERANCE = 1e-4
+
+Run = Callable[[Tensor], Tensor]
+Shape = tuple[int, int, int, int]
+
+
+class ExportError(RuntimeError):
+    """A model that cannot be exported, or came out wrong."""
+
+
+class ExportReport(NamedTuple):
+    """Attributes:
+    errors: Largest difference to PyTorch, relative to the largest logit, of
+        each shape of images that was tried, the exported one first.
+    file_size: Bytes.
+    num_nodes: Operators in the graph, those inside of loops included.
+    seconds: Time for one image of the exported size, median.
+    torch_seconds: The same of the model in PyTorch, on as many threads.
+    """
+
+    errors: dict[Shape, float]
+    file_size: int
+    num_nodes: int
+    seconds: float
+    torch_seconds: float
+
+
+# How a data preprocessor says that it turns the channels around: mmpretrain's,
+# MMEngine's, mmseg 1.2's.
+_CONVERSIONS = ('to_rgb', '_channel_conversion', 'channel_conversion')
+
+
+class Logits(nn.Module):
+    """From images to logits: what is exported.
+
+    Args:
+        model: A classifier of mmpretrain or a segmenter of mmseg.
+        with_preprocessing: Take the images as they come out of the data
+            pipeline, uint8 and in its order of channels, and do what the
+            model's data preprocessor does: order of channels, mean, std.
+
+    Raises:
+        ExportError: If ``model`` is neither.
+    """
+
+    def __init__(self, model: nn.Module, with_preprocessing: bool = False):
+        super().__init__()
+        self.model = model
+        self.is_segmenter = hasattr(model, 'decode_head')
+        if not (self.is_segmenter or hasattr(model, 'head')):
+            raise ExportError(
+                f'{type(model).__name__} is neither a classifier nor a '
+                'segmenter: it has no head and no decode_head'
+            )
+        self.with_preprocessing = with_preprocessing
+        self.training = model.training
+
+    def _preprocess(self, images: Tensor) -> Tensor:
+        preprocessor = self.model.data_preprocessor
+        images = images.float()
+        if any(getattr(preprocessor, name, False) for name in _CONVERSIONS):
+            images = images.flip(1)
+        if preprocessor._enable_normalize:
+            images = (images - preprocessor.mean) / preprocessor.std
+        return images
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of ``images``, (batch, 3, height, width).
+
+        (batch, classes) of a classifier, averaged over its heads; (batch,
+        classes, height, width) of a segmenter, resized to the image.
+        """
+        if self.with_preprocessing:
+            images = self._preprocess(images)
+        logits = self.model(images, mode='tensor')
+        if not self.is_segmenter:
+            return logits
+        return F.interpolate(
+            logits,
+            images.shape[2:],
+            mode='bilinear',
+            align_corners=self.model.align_corners,
+        )
+
+    def example(self, *shape: int) -> Tensor:
+        """Random images of the kind that it takes."""
+        if self.with_preprocessing:
+            return torch.randint(256, shape, dtype=torch.uint8)
+        return torch.randn(shape)
+
+
+def _resize(pos_embed: Tensor, size: tuple[int, int]) -> Tensor:
+    """Also to the size that it has, since asking would fix the size."""
+    return F.interpolate(pos_embed, size, mode='bicubic', align_corners=False)
+
+
+class _Upsample(nn.Module):
+    """mmseg's, whose sizes go through floats and so cannot be symbolic."""
+
+    def __init__(self, upsample: nn.Module):
+        super().__init__()
+        self.factor = int(upsample.scale_factor)
+        self.mode = upsample.mode
+        self.align_corners = upsample.align_corners
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = [self.factor * length for length in x.shape[2:]]
+        return F.interpolate(
+            x, size, mode=self.mode, align_corners=self.align_corners
+        )
+
+
+def _free_sizes(logits: Logits) -> Logits:
+    """A copy whose code does not ask for the sizes of maps."""
+    logits = copy.deepcopy(logits)
+    logits.model.backbone._resize = _resize
+    if logits.is_segmenter:
+        from mmseg.models.utils import Upsample
+
+        for parent in list(logits.modules()):
+            for name, child in parent.named_children():
+                if isinstance(child, Upsample) and not child.size:
+                    setattr(parent, name, _Upsample(child))
+    return logits
+
+
+def _decomposed_scan(*args) -> tuple[Tensor, Tensor]:
+    *inputs, _backend, _save_states = args
+    return export_scan(*inputs), inputs[0].new_empty(0)
+
+
+def _smallest(logits: Logits) -> int:
+    # A map of one row or column would be taken for one that stays so.
+    return logits.model.backbone.total_stride + 1
+
+
+def _trace(
+    logits: Logits, shape: tuple[int, int], dynamic: bool
+) -> ExportedProgram:
+    dynamic_shapes = None
+    if dynamic:
+        logits = _free_sizes(logits)
+        sides = dict(min=_smallest(logits))
+        dynamic_shapes = {
+            0: Dim('batch'),
+            2: Dim('height', **sides),
+            3: Dim('width', **sides),
+        }
+    # A batch of one would be taken for one that stays so.
+    images = logits.example(2 if dynamic else 1, 3, *shape)
+    with torch.no_grad():
+        program = torch.export.export(
+            logits, (images,), dynamic_shapes=(dynamic_shapes,)
+        )
+        return program.run_decompositions(
+            {torch.ops.vcmamba_mm.scan.default: _decomposed_scan}
+        )
+
+
+def _write_onnx(program: ExportedProgram, path: Path) -> tuple[Run, int]:
+    """Translate, save and load; return how to run it, and its nodes."""
+    try:
+        import onnxruntime
+        from onnx_ir.passes.common import RemoveUnusedNodesPass
+    except ImportError as error:
+        raise ExportError(
+            f'export to ONNX needs {error.name}: '
+            'pip install "vcmamba-mmlab[export]"'
+        ) from error
+    names = {0: 'batch', 2: 'height', 3: 'width'}
+    onnx_program = torch.onnx.export(
+        program,
+        input_names=['images'],
+        output_names=['logits'],
+        dynamic_shapes=[names] if program.range_constraints else None,
+        dynamo=True,
+        verbose=False,
+    )
+    # Constants that its optimizer has folded; onnxruntime warns of them.
+    RemoveUnusedNodesPass()(onnx_program.model)
+    onnx_program.save(path, external_data=False)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(
+        path, options, providers=['CPUExecutionProvider']
+    )
+
+    def run(images: Tensor) -> Tensor:
+        (logits,) = session.run(None, dict(images=images.numpy()))
+        return torch.from_numpy(logits)
+
+    return run, sum(1 for _ in onnx_program.model.graph.all_nodes())
+
+
+def _write_torch(program: ExportedProgram, path: Path) -> tuple[Run, int]:
+    """Save and load; return how to run it, and its number of nodes."""
+    torch.export.save(program, path)
+    nodes = (
+        node
+        for graph in program.graph_module.modules()
+        if isinstance(graph, torch.fx.GraphModule)
+        for node in graph.graph.nodes
+    )
+    num_nodes = sum(node.op == 'call_function' for node in nodes)
+    return torch.export.load(path).module(), num_nodes
+
+
+# How a format is written, and how its files end.
+FORMATS = {
+    'onnx': (_write_onnx, '.onnx'),
+    'torch-export': (_write_torch, '.pt2'),
+}
+
+
+def _compare(run: Run, logits: Logits, shape: Shape) -> float:
+    images = logits.example(*shape)
+    expected, found = logits(images), run(images)
+    if found.shape != expected.shape:
+        raise ExportError(
+            f'the exported model gives {tuple(found.shape)} for images of '
+            f'{shape}, PyTorch {tuple(expected.shape)}: nothing was kept'
+        )
+    error = float((found - expected).abs().max() / expected.abs().max())
+    if not error <= TOLERANCE:
+        raise ExportError(
+            f'the exported model differs from PyTorch by {error:.1e} of the '
+            f'largest logit for images of {shape}, {TOLERANCE:.0e} is '
+            'allowed: nothing was kept'
+        )
+    return error
+
+
+def _median_seconds(*runs: Run, images: Tensor) -> list[float]:
+    """Time of each, taking turns."""
+    durations = [[] for _ in runs]
+    for _ in range(2 + 7):  # two to warm up
+        for run, its in zip(runs, durations):
+            begin = time.perf_counter()
+            run(images)
+            its.append(time.perf_counter() - begin)
+    return [statistics.median(its[2:]) for its in durations]
+
+
+@torch.no_grad()
+def export(
+    model: nn.Module,
+    path: str | os.PathLike,
+    format: str,
+    shape: tuple[int, int],
+    dynamic: bool = False,
+    with_preprocessing: bool = False,
+    fuse: bool = True,
+) -> ExportReport:
+    """Export a model on the CPU; keep the file only if it is right.
+
+    It is written under another name in the same folder, loaded, run on random
+    images and compared with ``model`` in PyTorch, for the exported shape and,
+    if ``dynamic``, three others, and renamed then. Its input is called
+    ``images``, its output ``logits``, as :class:`Logits` says.
+
+    Args:
+        model: Classifier or segmenter in eval mode; it is not changed.
+        path: File to write.
+        format: 'onnx' (needs the extra ``export``) or 'torch-export' (for
+            :func:`torch.export.load`).
+        shape: Height and width in pixels.
+        dynamic: Take any batch size, height and width, from one pixel more
+            than the backbone's total stride on; otherwise one image of
+            ``shape``.
+        with_preprocessing: Take uint8 images, see :class:`Logits`.
+        fuse: Fold norms, see :func:`fold_norms`.
+
+    Raises:
+        ExportError: If the model cannot be exported, or differs from PyTorch
+            by more than 1e-4 of the largest logit; there is no new file then.
+        ValueError: If an argument does not fit, or ``model`` is in training
+            mode.
+    """
+    if format not in FORMATS:
+        raise ValueError(
+            f'unknown format {format!r}: choose one of {tuple(FORMATS)}'
+        )
+    write, suffix = FORMATS[format]
+    path = Path(path)
+    if path.suffix != suffix:
+        raise ValueError(
+            f'{path}: files of the format {format} end with {suffix}'
+        )
+    if not path.parent.is_dir():
+        raise ValueError(f'folder {path.parent} does not exist')
+    logits = Logits(model, with_preprocessing)
+    check_eval_mode(logits)
+    smallest = _smallest(logits)
+    if dynamic and min(shape) < smallest:
+        raise ValueError(
+            f'a dynamic model takes images from {smallest} x {smallest} '
+            f'pixels on, got {shape[0]} x {shape[1]}'
+        )
+    height, width = shape
+    shapes = [(1, 3, height, width)]
+    if dynamic:
+        shapes += [
+            (3, 3, smallest, smallest + 40),
+            (2, 3, height + 17, max(smallest, width // 2)),
+            (1, 3, max(smallest, height // 2), width + 60),
+        ]
+
+    exported = Logits(copy.deepcopy(model), with_preprocessing)
+    for module in exported.modules():
+        if isinstance(module, MultiDirectionalMamba):
+            module.backend = 'torch'  # the operator that is decomposed
+    if fuse:
+        fold_norms(exported)
+    unchecked = path.with_name(f'{path.stem}.unchecked{suffix}')
+    try:
+        program = _trace(exported, shape, dynamic)
+        run, num_nodes = write(program, unchecked)
+        errors = {s: _compare(run, logits, s) for s in shapes}
+        os.replace(unchecked, path)
+    finally:
+        unchecked.unlink(missing_ok=True)
+    images = logits.example(*shapes[0])
+    return ExportReport(
+        errors,
+        path.stat().st_size,
+        num_nodes,
+        *_median_seconds(run, logits, images=images),
+    )

@@ -1,0 +1,307 @@
+"""The deployment form: norms folded into convolutions, channels last."""
+
+import functools
+from collections import Counter
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+import torch._inductor.config
+import torch.nn as nn
+import torch.nn.functional as F
+from mmcv.cnn import ConvModule
+from mmcv.cnn.bricks.wrappers import Conv2d
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..models.blocks import ConvFFN, FFNBlock, MDMBlock
+from ..models.mixer import MultiDirectionalMamba
+
+
+class _FusedConv2d(nn.Conv2d):
+    """Convolution, then GELU if ``gelu``, in one kernel where there is one.
+
+    On the CPU that is oneDNN's, which torch.compile uses too; a 1x1
+    convolution is a matrix product of channels-last pixels there. PyTorch's
+    convolution takes other, slower kernels for it on one thread, and its GELU
+    reads and writes the map once more.
+    """
+
+    gelu = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self._has_kernel(x):
+            y = super().forward(x)
+            return F.gelu(y) if self.gelu else y
+        post_op = ('gelu' if self.gelu else 'none', [], 'none')
+        if self.kernel_size != (1, 1):
+            return torch.ops.mkldnn._convolution_pointwise(
+                x,
+                self.weight,
+                self.bias,
+                self.padding,
+                self.stride,
+                self.dilation,
+                self.groups,
+                *post_op,
+            )
+        y = torch.ops.mkldnn._linear_pointwise(
+            x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias, *post_op
+        )
+        return y.permute(0, 3, 1, 2)
+
+    @staticmethod
+    def _has_kernel(x: Tensor) -> bool:
+        return (
+            not torch.compiler.is_compiling()
+            and x.device.type == 'cpu'
+            and x.dtype == torch.float32
+            and torch.backends.mkldnn.is_available()
+            and not torch.is_grad_enabled()
+        )
+
+
+def _affine(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """Scale and shift of a batch norm in eval mode, float64."""
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    shift = -norm.running_mean.double() * scale
+    if norm.affine:
+        weight = norm.weight.double()
+        scale, shift = scale * weight, shift * weight + norm.bias.double()
+    return scale, shift
+
+
+def _fold_output(conv: nn.Conv2d, scale: Tensor, shift: Tensor) -> None:
+    """Make ``conv(x)`` what ``scale * conv(x) + shift`` was."""
+    bias = 0.0 if conv.bias is None else conv.bias.double()
+    weight = conv.weight.double() * scale[:, None, None, None]
+    _set(conv, weight, bias * scale + shift)
+
+
+def _fold_input(conv: nn.Conv2d, scale: Tensor, shift: Tensor) -> None:
+    """Make a 1x1 ``conv(x)`` what ``conv(scale * x + shift)`` was.
+
+    Larger ones pad between the two.
+    """
+    bias = 0.0 if conv.bias is None else conv.bias.double()
+    weight = conv.weight.double()
+    _set(
+        conv,
+        weight * scale[:, None, None],
+        bias + weight.flatten(1) @ shift,
+    )
+
+
+def _set(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> None:
+    conv.weight.copy_(weight)
+    if conv.bias is None:
+        conv.bias = nn.Parameter(torch.empty_like(conv.weight[:, 0, 0, 0]))
+    conv.bias.copy_(bias)
+
+
+class _Folder:
+    def __init__(self, model: nn.Module):
+        # What several modules share, or hold the weight of, stays as it is.
+        self.uses = Counter(
+            id(used)
+            for module in model.modules()
+            for used in (
+                *module._modules.values(),
+                *module._parameters.values(),
+            )
+        )
+
+    def _is_used_once(self, module: nn.Module) -> bool:
+        return all(
+            self.uses[id(used)] == 1
+            for used in (module, *module.parameters(recurse=False))
+        )
+
+    def _is_conv(self, module: nn.Module) -> bool:
+        # Subclasses and weights that are computed may mean something else.
+        return (
+            type(module) in (nn.Conv2d, Conv2d)
+            and 'weight' in module._parameters
+            and self._is_used_once(module)
+        )
+
+    def _is_norm(self, module: nn.Module) -> bool:
+        return (
+            isinstance(module, _BatchNorm)
+            and module.running_var is not None
+            and self._is_used_once(module)
+        )
+
+    def _absorb(
+        self, conv: nn.Module, fold: Callable, parent: nn.Module, name: str
+    ) -> None:
+        """Fold the norm ``parent.name`` into ``conv``."""
+        norm = getattr(parent, name)
+        if self._is_conv(conv) and self._is_norm(norm):
+            fold(conv, *_affine(norm))
+            setattr(parent, name, nn.Identity().eval())
+
+    def fold(self, module: nn.Module) -> None:
+        """Fold the norms, scales and biases that ``module`` applies."""
+        if isinstance(module, nn.Sequential):
+            children = list(module.named_children())
+            for (_, conv), (name, _) in pairwise(children):
+                self._absorb(conv, _fold_output, module, name)
+        elif isinstance(module, ConvModule):
+            place = module.order.index
+            if module.with_norm and place('norm') == place('conv') + 1:
+                self._absorb(
+                    module.conv, _fold_output, module, module.norm_name
+                )
+                module.with_norm = not isinstance(module.norm, nn.Identity)
+        elif isinstance(module, ConvFFN):
+            self._absorb(module.fc1, _fold_output, module, 'norm1')
+            self._absorb(module.dwconv, _fold_output, module, 'norm2')
+            self._absorb(module.fc2, _fold_output, module, 'norm3')
+        elif isinstance(module, MultiDirectionalMamba):
+            self._absorb(module.in_proj, _fold_output, module, 'in_norm')
+            self._absorb(module.out_proj, _fold_output, module, 'out_norm')
+            module.dt_proj.bias.mul_(module.dt_bias_scale)
+            module.dt_bias_scale = 1.0
+        elif isinstance(module, FFNBlock):
+            ffn, gamma = module.ffn, module.gamma
+            linear = isinstance(ffn.norm3, nn.Identity)
+            if gamma is not None and linear and self._is_conv(ffn.fc2):
+                scale = gamma.double().flatten()
+                _fold_output(ffn.fc2, scale, torch.zeros_like(scale))
+                module.gamma = None
+        elif isinstance(module, MDMBlock):
+            self._absorb(module.mixer.in_proj, _fold_input, module, 'norm1')
+            self._absorb(module.ffn.fc1, _fold_input, module, 'norm2')
+
+
+def check_eval_mode(model: nn.Module) -> None:
+    """Raise a ``ValueError`` if a part of ``model`` is in training mode."""
+    for name, module in model.named_modules():
+        if module.training:
+            raise ValueError(
+                f'{name or type(module).__name__} is in training mode, where '
+                'norms use the statistics of the batch: call model.eval() '
+                'before'
+            )
+
+
+@torch.no_grad()
+def fold_norms(model: nn.Module) -> nn.Module:
+    """Fold every batch norm that can be folded exactly, in place.
+
+    Into the convolution before it or, of the MDM blocks' pre-norms, into the
+    1x1 convolution after it; layer scale into the ffn's last convolution;
+    ``dt_bias_scale`` into the bias of delta. Computed in float64. Other norms
+    (LayerNorm, GroupNorm, batch norms without running statistics), and
+    modules or weights used in several places, stay.
+
+    Norms and layer scales folded are gone from the state dict, so that it
+    fits no config, and a checkpoint not the model: load first, then fold.
+
+    Args:
+        model: A backbone, a classifier, a segmenter, or any other model with
+            some of their modules or of mmcv's ``ConvModule``, in eval mode.
+            It is changed; once folded it stays as it is.
+
+    Returns:
+        nn.Module: ``model``.
+
+    Raises:
+        ValueError: If a part of ``model`` is in training mode.
+    """
+    check_eval_mode(model)
+    folder = _Folder(model)
+    # Parents last: layer scale comes after the norm inside the ffn.
+    for module in reversed(list(model.modules())):
+        folder.fold(module)
+    return model
+
+
+def _use_fused_convs(module: nn.Module) -> None:
+    """Let the 1x1 and depthwise convolutions of a block be fused ones."""
+    if not isinstance(module, (ConvFFN, MultiDirectionalMamba)):
+        return
+    for child in module.children():
+        if type(child) is nn.Conv2d:
+            child.__class__ = _FusedConv2d
+    if isinstance(module, ConvFFN) and (
+        isinstance(module.norm1, nn.Identity)
+        and isinstance(module.norm2, nn.Identity)
+        and type(module.act) is nn.GELU
+        and module.act.approximate == 'none'
+    ):
+        module.fc1.gelu = module.dwconv.gelu = True
+        module.act = nn.Identity().eval()
+
+
+def fuse(model: nn.Module) -> nn.Module:
+    """Bring a model into the form that runs fastest, in place.
+
+    :func:`fold_norms`, channels-last weights, which convolutions hand on to
+    the feature maps, and in the blocks of VCMamba convolutions fused with
+    their GELU on the CPU (float32, under ``torch.inference_mode`` or
+    ``no_grad``). float32 outputs differ by rounding, less than 1e-5 of the
+    largest. For inference only; a model that was fused stays as it is.
+
+    Args, returns, raises: as :func:`fold_norms`.
+
+    Example:
+        >>> backbone = fuse(VCMamba('s').eval())
+        >>> with torch.inference_mode():
+        ...     (feature_map,) = backbone(torch.randn(1, 3, 224, 224))
+    """
+    fold_norms(model)
+    for module in model.modules():
+        _use_fused_convs(module)
+    return model.to(memory_format=torch.channels_last)
+
+
+def optimize(model: nn.Module, cuda_graphs: bool = False) -> nn.Module:
+    """:func:`fuse` a model and compile its parts, in place.
+
+    Backbone, neck and head are compiled (or the model itself, if it has no
+    backbone), on the CPU with the weights frozen into the code. The first
+    call with a new input size takes about a minute. Runs without gradients.
+    Do it once, and make copies before: a copy would run the original's code.
+
+    Args:
+        model: As for :func:`fuse`.
+        cuda_graphs: On a GPU, record the launches and replay them
+            (``torch.compile(mode='reduce-overhead')``), which pays at small
+            batches. Outputs are then overwritten by the next call: clone what
+            is kept.
+
+    Returns:
+        nn.Module: ``model``.
+
+    Raises:
+        ValueError: If a part of ``model`` is in training mode, or
+            ``cuda_graphs`` is asked for on the CPU.
+    """
+    on_gpu = next(model.parameters()).is_cuda
+    if cuda_graphs and not on_gpu:
+        raise ValueError(
+            'cuda_graphs needs the model on a GPU: call model.cuda() before'
+        )
+    fuse(model)
+    names = ('backbone', 'neck', 'head', 'decode_head')
+    parts = [getattr(model, name, None) for name in names]
+    for part in filter(None, parts if parts[0] else [model]):
+        part.forward = _compiled(
+            part.forward,
+            mode='reduce-overhead' if cuda_graphs else 'default',
+            freeze=not on_gpu,
+        )
+    return model
+
+
+def _compiled(forward: Callable, mode: str, freeze: bool) -> Callable:
+    compiled = torch.compile(forward, mode=mode)
+
+    @functools.wraps(forward)
+    def run(*args, **kwargs):
+        with torch.no_grad(), torch._inductor.config.patch(freezing=freeze):
+            return compiled(*args, **kwargs)
+
+    return run

@@ -1,0 +1,85 @@
+"""The multi-directional scan in operators that other runtimes know.
+
+A loop over time as PyTorch's own scan operator, which ONNX has, too, and the
+paths computed from the size of the map, which may be symbolic. Slower in
+PyTorch than the ``torch`` backend; forward only.
+"""
+
+import torch
+from torch import Tensor
+from torch._higher_order_ops.scan import scan_op
+
+from .scan_paths import NUM_PATHS, make_snake_paths
+
+
+def _step(
+    state: Tensor,
+    delta: Tensor,
+    input_B: Tensor,
+    step_input: Tensor,
+    C: Tensor,
+    A: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """One step of all the paths.
+
+    Args:
+        state: (batch, state, paths, channels).
+        delta: (batch, 1 or paths, channels).
+        input_B: (batch, paths, state).
+        step_input: delta x, (batch, paths, channels).
+        C: (batch, 1 or paths, state).
+        A: (state, 1, channels).
+    """
+    decay = torch.exp(delta[:, None] * A)
+    input_B, C = (t.transpose(1, 2)[..., None] for t in (input_B, C))
+    state = decay * state + input_B * step_input[:, None]
+    return state, (C * state).sum(1)
+
+
+def export_scan(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    direction_B: Tensor,
+    height: int,
+    width: int,
+    param_order: str,
+) -> Tensor:
+    """Scan tokens along the four snake paths.
+
+    Args, returns: as :func:`vcmamba_mm.ops.multi_directional_scan`.
+    """
+    num_tokens = x.shape[1]
+    paths = make_snake_paths(height, width, x.device)
+
+    def read(tokens: Tensor) -> Tensor:
+        """What is visited at each step, (steps, batch, paths, n)."""
+        visited = tokens.index_select(1, paths.order.flatten())
+        visited = visited.unflatten(1, (NUM_PATHS, num_tokens))
+        return visited.permute(2, 0, 1, 3).contiguous()
+
+    def read_params(tokens: Tensor) -> Tensor:
+        """delta, B or C of each step, for one path or all of them."""
+        if param_order == 'path':
+            return read(tokens)
+        return tokens.transpose(0, 1)[:, :, None]
+
+    A = A.t().contiguous()[:, None]
+    delta, C = read_params(delta), read_params(C)
+    theta = direction_B[paths.direction.t()][:, None]
+    state = x.new_zeros(x.shape[0], A.shape[0], NUM_PATHS, x.shape[2])
+    _, readout = scan_op(
+        _step,
+        [state],
+        [delta, read_params(B) + theta, delta * read(x), C],
+        (A,),
+    )
+    number = torch.arange(NUM_PATHS, device=x.device)[:, None]
+    visits = (paths.inverse + num_tokens * number).flatten()
+    readout = readout.permute(1, 2, 0, 3).flatten(1, 2)
+    readout = readout.index_select(1, visits)
+    readout = readout.unflatten(1, (NUM_PATHS, num_tokens))
+    return readout.sum(1) + NUM_PATHS * D * x
