@@ -115,11 +115,6 @@ class Logits(nn.Module):
         return torch.randn(shape)
 
 
-def _resize(pos_embed: Tensor, size: tuple[int, int]) -> Tensor:
-    """Also to the size that it has, since asking would fix the size."""
-    return F.interpolate(pos_embed, size, mode='bicubic', align_corners=False)
-
-
 class _Upsample(nn.Module):
     """mmseg's, whose sizes go through floats and so cannot be symbolic."""
 
@@ -139,7 +134,6 @@ class _Upsample(nn.Module):
 def _free_sizes(logits: Logits) -> Logits:
     """A copy whose code does not ask for the sizes of maps."""
     logits = copy.deepcopy(logits)
-    logits.model.backbone._resize = _resize
     if logits.is_segmenter:
         from mmseg.models.utils import Upsample
 
