@@ -1,7 +1,7 @@
 """VCMamba (arXiv 2509.04669) for the OpenMMLab ecosystem.
 
 Importing this package registers the backbone ``VCMamba``, the neck
-``NormGlobalAveragePooling`` and the transform ``LoadImageStrict`` in
+``NormGlobalAveragePooling``, the transform ``LoadImageStrict`` and hooks in
 MMEngine's root registries. What needs mmpretrain is in
 :mod:`vcmamba_mm.classification`.
 """
@@ -18,12 +18,16 @@ except ImportError as error:
     ) from error
 
 from .models import NormGlobalAveragePooling, VCMamba
+from .monitor import GradNormHook, RawAndEMAHook, ThroughputHook
 from .transforms import LoadImageStrict
 from .version import __version__
 
 __all__ = [
+    'GradNormHook',
     'LoadImageStrict',
     'NormGlobalAveragePooling',
+    'RawAndEMAHook',
+    'ThroughputHook',
     'VCMamba',
     '__version__',
 ]
