@@ -1,9 +1,9 @@
 """VCMamba (arXiv 2509.04669) for the OpenMMLab ecosystem.
 
 Importing this package registers the backbone ``VCMamba``, the neck
-``NormGlobalAveragePooling``, the transform ``LoadImageStrict`` and hooks in
-MMEngine's root registries. What needs mmpretrain is in
-:mod:`vcmamba_mm.classification`.
+``NormGlobalAveragePooling``, the transform ``LoadImageStrict``, hooks, and an
+optimizer constructor in MMEngine's root registries. What needs mmpretrain is
+in :mod:`vcmamba_mm.classification`.
 """
 
 try:
@@ -19,11 +19,13 @@ except ImportError as error:
 
 from .models import NormGlobalAveragePooling, VCMamba
 from .monitor import GradNormHook, RawAndEMAHook, ThroughputHook
+from .optim import LayerDecayOptimWrapperConstructor
 from .transforms import LoadImageStrict
 from .version import __version__
 
 __all__ = [
     'GradNormHook',
+    'LayerDecayOptimWrapperConstructor',
     'LoadImageStrict',
     'NormGlobalAveragePooling',
     'RawAndEMAHook',
