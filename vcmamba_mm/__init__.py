@@ -17,6 +17,7 @@ except ImportError as error:
         'mmcv)'
     ) from error
 
+from .labels import CheckMasksHook
 from .models import NormGlobalAveragePooling, VCMamba
 from .monitor import GradNormHook, RawAndEMAHook, ThroughputHook
 from .optim import LayerDecayOptimWrapperConstructor
@@ -24,6 +25,7 @@ from .transforms import LoadImageStrict
 from .version import __version__
 
 __all__ = [
+    'CheckMasksHook',
     'GradNormHook',
     'LayerDecayOptimWrapperConstructor',
     'LoadImageStrict',

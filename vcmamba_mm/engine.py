@@ -23,6 +23,7 @@ from .checkpoint import (
     extract_state_dict,
     read_checkpoint,
 )
+from .labels import MaskError
 from .models.vcmamba import InputSizeError
 from .ops.scan import BackendError
 from .transforms import ImageReadError
@@ -98,6 +99,7 @@ LOOP_ERRORS = (
     CheckpointError,
     ImageReadError,
     InputSizeError,
+    MaskError,
     BackendError,
     FileNotFoundError,
     ImportError,
