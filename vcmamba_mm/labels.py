@@ -15,7 +15,7 @@ class MaskError(ValueError):
 class CheckMasksHook(Hook):
     """Compare the values of each mask with the classes of a segmenter.
 
-    A wrong one would end in PyTorch's loss, on a GPU without a word of use.
+    A wrong one would end in an error of the loss that names no file.
 
     Raises:
         MaskError: If a mask is not a map of numbers below ``num_classes`` and

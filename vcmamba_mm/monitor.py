@@ -51,11 +51,10 @@ class ThroughputHook(Hook):
             return
         model = runner.model
         inner = model.module if is_model_wrapper(model) else model
+        channels, *size = data_batch['inputs'][0].shape
         # A segmenter's preprocessor pads to its size.
-        size = getattr(inner.data_preprocessor, 'size', None)
-        macs, _ = count_macs(
-            model.eval(), *(size or data_batch['inputs'][0].shape[-2:])
-        )
+        size = getattr(inner.data_preprocessor, 'size', None) or size
+        macs, _ = count_macs(model.eval(), (channels, *size))
         model.train()
         self.flops = 2 * 3 * macs
 
@@ -94,7 +93,7 @@ class GradNormHook(Hook):
             params = [
                 p for group in optimizer.param_groups for p in group['params']
             ]
-            norm = clip_grad_norm_(params, math.inf)  # changes nothing
+            norm = clip_grad_norm_(params, math.inf)  # clips nothing
             runner.message_hub.update_scalar('train/grad_norm', norm.item())
 
         runner.optim_wrapper.optimizer.register_step_pre_hook(log)

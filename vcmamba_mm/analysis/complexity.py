@@ -24,16 +24,17 @@ class Complexity(NamedTuple):
     scan_macs: int
 
 
-def count_macs(model: nn.Module, height: int, width: int) -> tuple[int, int]:
+def count_macs(
+    model: nn.Module, shape: tuple[int, int, int]
+) -> tuple[int, int]:
     """Count one picture's forward pass, and the scan's part of it.
 
     Args:
         model: A model of an MM project, in eval mode.
-        height: Of the picture in pixels.
-        width: The same.
+        shape: The picture's channels, height, and width.
     """
     device = next(model.parameters()).device
-    picture = torch.zeros(1, 3, height, width, device=device)
+    picture = torch.zeros(1, *shape, device=device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(picture, mode='tensor')
     # The counter counts two operations for each multiply-accumulate.
@@ -67,7 +68,7 @@ def model_complexity(
         if isinstance(shape, int)
         else (shape * 2 if len(shape) == 1 else shape)
     )
-    macs, scan_macs = count_macs(model, height, width)
+    macs, scan_macs = count_macs(model, (3, height, width))
     return Complexity(
         shape=(height, width),
         params=sum(p.numel() for p in model.parameters()),
