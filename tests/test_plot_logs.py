@@ -85,14 +85,18 @@ def test_resumed_run(by_iter):
 def test_picture(monkeypatch, by_epoch, by_iter, tmp_path):
     log = next(by_iter.rglob('20260102*/vis_data/scalars.json'))
     out = tmp_path / 'new' / 'curves.png'
-    line = f'plot_logs.py {by_epoch} {log} --keys loss lr --labels a b --out'
+    line = (
+        f'plot_logs.py {by_epoch} {by_iter} {log} --keys loss lr '
+        '--labels a b b --out'
+    )
     monkeypatch.setattr(sys, 'argv', [*line.split(), str(out)])
     plot_logs['main']()
     with Image.open(out) as image:
         assert image.size == (1200, 432)
         colours = {rgb for _, rgb in image.convert('RGB').getcolors(1 << 20)}
-    # the first two of matplotlib's, a line each
+    # matplotlib's first two are there, its third is not
     assert {(31, 119, 180), (255, 127, 14)} <= colours
+    assert (44, 160, 44) not in colours
 
 
 def test_errors(by_epoch, by_iter, tmp_path):

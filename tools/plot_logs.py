@@ -1,7 +1,7 @@
 """Draw curves from the logs of one or more runs.
 
-A panel for each key, a line for each run. What a resumed run did again is
-drawn once, as it was the last time.
+A panel for each key, a line for each run, a colour for each label. What a
+resumed run did again is drawn once, as it was the last time.
 """
 
 import argparse
@@ -99,23 +99,37 @@ def curve(
 
 
 def plot(
-    runs: dict[str, tuple[Path, list[dict]]],
-    keys: list[str],
-    axis: str,
-    out: Path,
+    runs: list[tuple[str, Path]], keys: list[str], axis: str, out: Path
 ) -> None:
-    """Draw all curves and save the picture."""
+    """Draw all curves and save the picture.
+
+    Args:
+        runs: Label and place of each run; those of one label share a colour.
+        keys: What to draw, a panel for each.
+        axis: 'iter' or 'epoch'.
+        out: The picture; its suffix says what kind.
+    """
+    lines = [read_run(path) for _, path in runs]
+    labels = list(dict.fromkeys(label for label, _ in runs))
     figure = Figure(figsize=(5 * len(keys), 3.6), layout='constrained')
     panels = figure.subplots(1, len(keys), squeeze=False)[0]
     for panel, key in zip(panels, keys):
-        for label, (path, lines) in runs.items():
-            x, y = curve(lines, key, axis, path)
-            style = dict(marker='.') if len(x) < 30 else {}
-            panel.plot(x, y, linewidth=1.5, label=label, **style)
+        for (label, path), run in zip(runs, lines):
+            x, y = curve(run, key, axis, path)
+            panel.plot(
+                x,
+                y,
+                f'C{labels.index(label)}',
+                linewidth=1.5,
+                marker='.' if len(x) < 30 else None,
+                label=label,
+            )
         panel.set_xlabel('iterations' if axis == 'iter' else 'epochs')
         panel.set_title(key)
         panel.grid(alpha=0.3)
-    panels[0].legend()
+    handles, names = panels[0].get_legend_handles_labels()
+    unique = dict(zip(names, handles))
+    panels[0].legend(unique.values(), unique)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=120)
 
@@ -146,7 +160,8 @@ def parse_args() -> argparse.Namespace:
         '--labels',
         nargs='+',
         metavar='LABEL',
-        help='names of the runs; by default those of their folders',
+        help='a name for each run, by default that of its folder; runs of the '
+        'same name, as of several seeds, share a colour',
     )
     parser.add_argument(
         '--out', type=Path, default=Path('curves.png'), help='picture to write'
@@ -157,18 +172,13 @@ def parse_args() -> argparse.Namespace:
     ]
     if len(args.labels) != len(args.runs):
         parser.error(f'{len(args.runs)} runs, {len(args.labels)} labels')
-    if len(set(args.labels)) != len(args.labels):
-        parser.error('runs of the same name: tell them apart with --labels')
     return args
 
 
 def main() -> None:
     args = parse_args()
     with one_line_errors(ValueError, OSError):
-        runs = {
-            label: (path, read_run(path))
-            for label, path in zip(args.labels, args.runs)
-        }
+        runs = list(zip(args.labels, args.runs))
         plot(runs, args.keys, args.x, args.out)
     print(f'{args.out} written')
 
