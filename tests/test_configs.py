@@ -94,8 +94,7 @@ def test_classification_recipe(name):
     assert cfg.model.backbone.norm_cfg.type == 'SyncBN'
     (ema,) = cfg.custom_hooks
     assert ema.momentum == pytest.approx(1 - 0.99996)
-    assert ema.update_buffers and ema.evaluate_on_origin
-    assert not ema.evaluate_on_ema
+    assert ema.type == 'RawAndEMAHook' and ema.update_buffers
     steps = {t.type: t for t in cfg.train_dataloader.dataset.pipeline}
     assert steps['RandomErasing'].erase_prob == 0.25
     assert steps['RandAugment'].magnitude_level == 9

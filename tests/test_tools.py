@@ -100,7 +100,9 @@ def test_dist_train(trained):
     assert 'SyncBN becomes BN' in log and 'over gloo' in log
     # 20 pictures, a third of the repeats for each epoch, 2 processes x 4
     assert re.search(r'Epoch\(train\) \[2\]\[3/3\].*eta.*loss: [\d.]+', log)
-    assert 'accuracy/top1' in log
+    assert 'accuracy/top1: ' in log and 'accuracy/top1_ema: ' in log
+    for key in ('grad_norm', 'images_per_second', 'tflops', 'data_time'):
+        assert re.search(rf' {key}: [\d.]+', log)
     assert 'Scaling the original LR by 0.0078125' in log  # 2 * 4 / 1024
     line = re.findall(
         r'loss: ([\d.]+)\s+loss_cls: ([\d.]+)\s+'

@@ -1,9 +1,9 @@
 """VCMamba (arXiv 2509.04669) for the OpenMMLab ecosystem.
 
 Importing this package registers the backbone ``VCMamba``, the neck
-``NormGlobalAveragePooling`` and the transform ``LoadImageStrict`` in
-MMEngine's root registries. What needs mmpretrain is in
-:mod:`vcmamba_mm.classification`.
+``NormGlobalAveragePooling``, the transform ``LoadImageStrict``, hooks, and an
+optimizer constructor in MMEngine's root registries. What needs mmpretrain is
+in :mod:`vcmamba_mm.classification`.
 """
 
 try:
@@ -17,13 +17,21 @@ except ImportError as error:
         'mmcv)'
     ) from error
 
+from .labels import CheckMasksHook
 from .models import NormGlobalAveragePooling, VCMamba
+from .monitor import GradNormHook, RawAndEMAHook, ThroughputHook
+from .optim import LayerDecayOptimWrapperConstructor
 from .transforms import LoadImageStrict
 from .version import __version__
 
 __all__ = [
+    'CheckMasksHook',
+    'GradNormHook',
+    'LayerDecayOptimWrapperConstructor',
     'LoadImageStrict',
     'NormGlobalAveragePooling',
+    'RawAndEMAHook',
+    'ThroughputHook',
     'VCMamba',
     '__version__',
 ]

@@ -24,6 +24,7 @@ from .checkpoint import (
     extract_state_dict,
     read_checkpoint,
 )
+from .labels import MaskError
 from .models.vcmamba import InputSizeError
 from .ops.scan import BackendError
 from .transforms import ImageReadError
@@ -99,6 +100,7 @@ LOOP_ERRORS = (
     CheckpointError,
     ImageReadError,
     InputSizeError,
+    MaskError,
     BackendError,
     FileNotFoundError,
     ImportError,

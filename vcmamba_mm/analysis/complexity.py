@@ -7,6 +7,7 @@ import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS, init_default_scope
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..model_zoo import load_config
@@ -24,6 +25,20 @@ class Complexity(NamedTuple):
     params: int
     macs: int
     scan_macs: int
+
+
+def count_macs(model: nn.Module, shape: tuple[int, int, int]) -> int:
+    """Count one picture's forward pass, where the model is.
+
+    Args:
+        model: A model of an MM project, in eval mode.
+        shape: The picture's channels, height, and width.
+    """
+    device = next(model.parameters()).device
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, *shape, device=device), mode='tensor')
+    # The counter counts two operations for each multiply-accumulate.
+    return counter.get_total_flops() // 2
 
 
 def build_model(config: str | Path | Config) -> tuple[BaseModel, int]:

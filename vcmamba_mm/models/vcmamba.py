@@ -260,6 +260,38 @@ class VCMamba(BaseModule):
             pos_embed.float(), size, mode='bicubic', align_corners=False
         ).to(pos_embed.dtype)
 
+    def get_layer_depth(
+        self, param_name: str, prefix: str = ''
+    ) -> tuple[int, int]:
+        """Find a parameter's layer, for layer-wise learning-rate decay.
+
+        The stem is layer 0, the blocks are counted from 1 on through all
+        stages. Downsampling belongs to its stage's first block, the position
+        embedding to the first MDM block.
+
+        Args:
+            param_name: Name of the parameter in the whole model.
+            prefix: What the names of the backbone's parameters begin with.
+
+        Returns:
+            tuple: The layer, and the number of layers. What comes after the
+            backbone is the last one.
+        """
+        depths = [len(stage.blocks) for stage in self.stages]
+        num_layers = sum(depths) + 2
+        if not param_name.startswith(prefix):
+            return num_layers - 1, num_layers
+        words = param_name.removeprefix(prefix).split('.')
+        if words[0] == 'stem':
+            return 0, num_layers
+        if words[0] == 'pos_embed':
+            stage, block = self.first_mdm
+        else:
+            # stages.<i>.downsample..., stages.<i>.blocks.<j>...
+            stage = int(words[1])
+            block = int(words[3]) if words[2] == 'blocks' else 0
+        return 1 + sum(depths[:stage]) + block, num_layers
+
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature maps.
 

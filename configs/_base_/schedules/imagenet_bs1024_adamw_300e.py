@@ -28,15 +28,7 @@ param_scheduler = [
 train_cfg = dict(by_epoch=True, max_epochs=300, val_interval=1)
 val_cfg = dict()
 test_cfg = dict()
-# The average is kept beside the weights; it is the raw ones that are ranked.
-custom_hooks = [
-    dict(
-        type='EMAHook',
-        momentum=4e-5,
-        update_buffers=True,
-        evaluate_on_ema=False,
-        evaluate_on_origin=True,
-        priority='ABOVE_NORMAL',
-    )
-]
+# The average is kept beside the weights; both are validated, the weights
+# ranked and tested.
+custom_hooks = [dict(type='RawAndEMAHook', momentum=4e-5, update_buffers=True)]
 auto_scale_lr = dict(base_batch_size=1024)

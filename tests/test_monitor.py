@@ -1,0 +1,217 @@
+"""What a run logs, on a model whose numbers are known in closed form."""
+
+import json
+
+import pytest
+import torch
+from mmengine.evaluator import BaseMetric
+from mmengine.model import BaseModel
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from torch import nn
+
+from vcmamba_mm.checkpoint import read_checkpoint
+from vcmamba_mm.engine import SafeRunner
+from vcmamba_mm.monitor import GradNormHook, RawAndEMAHook, ThroughputHook
+
+LR, MOMENTUM, BATCH, STEPS = 0.1, 0.25, 4, 6
+
+
+class Line(BaseModel):
+    """Its loss has the gradient (3, 4) everywhere, so its norm is 5."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2))
+        self.conv = nn.Conv2d(3, 5, 1, bias=False).requires_grad_(False)
+
+    def forward(self, inputs, mode='tensor'):
+        if mode == 'loss':
+            return dict(loss=self.weight @ torch.tensor([3.0, 4.0]))
+        if mode == 'predict':
+            return [self.weight[0].item()] * len(inputs)
+        return self.conv(inputs)
+
+
+class Value(BaseMetric):
+    """The first weight, as the model says it."""
+
+    def process(self, data_batch, data_samples):
+        self.results.extend(data_samples)
+
+    def compute_metrics(self, results):
+        return dict(value=sum(results) / len(results))
+
+
+def loader(num_batches):
+    pictures = [dict(inputs=torch.zeros(3, 7, 9))] * (BATCH * num_batches)
+    return dict(
+        dataset=pictures,
+        batch_size=BATCH,
+        sampler=dict(type='DefaultSampler', shuffle=False),
+    )
+
+
+def train(work_dir, **kwargs) -> Runner:
+    init_default_scope('mmengine')
+    torch.manual_seed(0)
+    runner = SafeRunner(
+        **{
+            **dict(
+                model=Line(),
+                work_dir=str(work_dir),
+                experiment_name=work_dir.name,
+                train_dataloader=loader(STEPS // 2),
+                val_dataloader=loader(1),
+                val_evaluator=[Value()],
+                optim_wrapper=dict(optimizer=dict(type='SGD', lr=LR)),
+                train_cfg=dict(by_epoch=True, max_epochs=2),
+                val_cfg={},
+                default_hooks=dict(
+                    logger=dict(type='LoggerHook', interval=1),
+                    checkpoint=dict(
+                        type='CheckpointHook',
+                        interval=1,
+                        save_best='value',
+                        rule='greater',
+                    ),
+                ),
+                custom_hooks=[
+                    GradNormHook(),
+                    ThroughputHook(peak_tflops=1e-6),
+                    RawAndEMAHook(momentum=MOMENTUM),
+                ],
+                visualizer=dict(
+                    type='Visualizer',
+                    vis_backends=[
+                        dict(type='LocalVisBackend'),
+                        dict(type='TensorboardVisBackend'),
+                    ],
+                ),
+            ),
+            **kwargs,
+        }
+    )
+    runner.train()
+    return runner
+
+
+def scalars(work_dir):
+    (log,) = work_dir.glob('*/vis_data/scalars.json')
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    pytest.importorskip('tensorboard')
+    work_dir = tmp_path_factory.mktemp('monitor')
+    return train(work_dir), work_dir, scalars(work_dir)
+
+
+def expected_weights():
+    """The first weight and its average after each step."""
+    weights = [-3 * LR * step for step in range(1, STEPS + 1)]
+    averages = weights[:1]  # the average begins with the first weights
+    for weight in weights[1:]:
+        averages.append(averages[-1] + MOMENTUM * (weight - averages[-1]))
+    return weights, averages
+
+
+def test_weights_and_average_are_validated(trained):
+    runner, work_dir, lines = trained
+    weights, averages = expected_weights()
+    validations = [line for line in lines if 'value' in line]
+    half = STEPS // 2
+    for line, i in zip(validations, (half - 1, STEPS - 1), strict=True):
+        assert line['value'] == pytest.approx(weights[i])
+        assert line['value_ema'] == pytest.approx(averages[i])
+    assert runner.model.weight[0].item() == pytest.approx(weights[-1])
+    # ranked by the weights, which fall
+    assert (work_dir / 'best_value_epoch_1.pth').is_file()
+
+
+def test_average_goes_on_after_resume(trained, tmp_path):
+    _, work_dir, _ = trained
+    train(
+        tmp_path / 'resumed',
+        load_from=str(work_dir / 'epoch_1.pth'),
+        resume=True,
+    )
+    *_, first = [line for line in scalars(work_dir) if 'value' in line]
+    (second,) = [
+        line for line in scalars(tmp_path / 'resumed') if 'value' in line
+    ]
+    for key in ('value', 'value_ema'):
+        assert second[key] == first[key]
+    ends = [
+        read_checkpoint(folder / 'epoch_2.pth')
+        for folder in (work_dir, tmp_path / 'resumed')
+    ]
+    for part in ('state_dict', 'ema_state_dict'):
+        for key, value in ends[0][part].items():
+            assert torch.equal(value, ends[1][part][key])
+
+
+def test_load_from_takes_the_weights(trained, tmp_path):
+    _, work_dir, _ = trained
+    train(
+        tmp_path / 'tuned',
+        load_from=str(work_dir / 'epoch_2.pth'),
+        train_cfg=dict(by_epoch=True, max_epochs=1),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.0)),
+    )
+    (line,) = [line for line in scalars(tmp_path / 'tuned') if 'value' in line]
+    weights, _ = expected_weights()
+    assert line['value'] == pytest.approx(weights[-1])
+    assert line['value_ema'] == pytest.approx(weights[-1])
+
+
+def test_grad_norm_and_throughput(trained):
+    lines = [line for line in trained[2] if 'loss' in line]
+    assert len(lines) == STEPS
+    for line in lines:
+        assert line['grad_norm'] == 5
+        assert {'lr', 'time', 'data_time'} <= set(line)
+        speed = line['images_per_second']
+        assert speed == pytest.approx(BATCH / line['time'])
+        # forward and backward of a 1 x 1 convolution on 7 x 9 pixels
+        flops = 6 * 3 * 5 * 7 * 9
+        assert line['tflops'] == pytest.approx(speed * flops / 1e12)
+        assert line['mfu'] == pytest.approx(100 * line['tflops'] / 1e-6)
+
+
+def test_grad_norm_of_a_wrapper_that_clips(tmp_path):
+    train(
+        tmp_path / 'clipped',
+        optim_wrapper=dict(
+            optimizer=dict(type='SGD', lr=LR), clip_grad=dict(max_norm=1.0)
+        ),
+    )
+    lines = [line for line in scalars(tmp_path / 'clipped') if 'loss' in line]
+    assert [line['grad_norm'] for line in lines] == [5] * STEPS
+
+
+def test_wrong_peak():
+    with pytest.raises(ValueError, match='peak_tflops must be positive'):
+        ThroughputHook(peak_tflops=0)
+
+
+def test_tensorboard_has_all_that_the_log_has(trained):
+    from tensorboard.backend.event_processing.event_accumulator import (
+        EventAccumulator,
+    )
+
+    _, work_dir, lines = trained
+    (folder,) = work_dir.glob('*/vis_data')
+    events = EventAccumulator(str(folder)).Reload()
+    expected = {}
+    for line in lines:
+        for key, value in line.items():
+            if key != 'step':
+                expected.setdefault(key, []).append((line['step'], value))
+    assert set(events.Tags()['scalars']) == set(expected)
+    for key, pairs in expected.items():
+        found = sorted((e.step, e.value) for e in events.Scalars(key))
+        for (step, value), pair in zip(found, sorted(pairs), strict=True):
+            assert step == pair[0]
+            assert value == pytest.approx(pair[1], rel=1e-6)

@@ -1,0 +1,148 @@
+"""Hooks that show how a training runs, on screen and in all backends."""
+
+import math
+
+from mmengine.dist import get_world_size
+from mmengine.hooks import EMAHook, Hook, RuntimeInfoHook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from torch.nn.utils import clip_grad_norm_
+
+from .analysis.complexity import count_macs
+
+
+@HOOKS.register_module()
+class ThroughputHook(Hook):
+    """Log images per second, and how much of the hardware they use.
+
+    ``images_per_second`` counts the images of all processes in the ``time``
+    of the same line of the log, waiting for data included. ``tflops`` is what
+    model and images need on each device, in TFLOP/s: a forward pass, and
+    twice as much for the backward pass, two operations for each
+    multiply-accumulate. What recomputation, frozen stages or a teacher add or
+    save is not looked at, as is usual. ``mfu``, the model FLOP utilisation, is
+    ``tflops`` in percent of ``peak_tflops``.
+
+    Args:
+        peak_tflops: What one device can do at most with the numbers it
+            computes with, in TFLOP/s; see its data sheet. Without it there
+            is no ``mfu``.
+
+    Raises:
+        ValueError: If ``peak_tflops`` is not positive.
+    """
+
+    # As the hook that takes the time, which MMEngine registers before it.
+    priority = 'NORMAL'
+
+    def __init__(self, peak_tflops: float | None = None):
+        if peak_tflops is not None and not peak_tflops > 0:
+            raise ValueError(
+                f'peak_tflops must be positive, got {peak_tflops}'
+            )
+        self.peak_tflops = peak_tflops
+        self.flops = None  # of an image's training step
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None
+    ) -> None:
+        if self.flops is not None:
+            return
+        model = runner.model
+        inner = model.module if is_model_wrapper(model) else model
+        channels, *size = data_batch['inputs'][0].shape
+        # A segmenter's preprocessor pads to its size.
+        size = getattr(inner.data_preprocessor, 'size', None) or size
+        macs = count_macs(model.eval(), (channels, *size))
+        model.train()
+        self.flops = 2 * 3 * macs
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: dict | None = None,
+        outputs: dict | None = None,
+    ) -> None:
+        hub = runner.message_hub
+        window = runner.log_processor.window_size
+        seconds = hub.get_scalar('train/time').mean(window)
+        per_device = len(data_batch['inputs']) / seconds
+        tflops = self.flops * per_device / 1e12
+        hub.update_scalar(
+            'train/images_per_second', per_device * get_world_size()
+        )
+        hub.update_scalar('train/tflops', tflops)
+        if self.peak_tflops:
+            hub.update_scalar('train/mfu', 100 * tflops / self.peak_tflops)
+
+
+@HOOKS.register_module()
+class GradNormHook(Hook):
+    """Log ``grad_norm``, the norm of all gradients, where nothing is clipped.
+
+    MMEngine's optimizer wrapper logs it, but only with ``clip_grad``.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        if runner.optim_wrapper.clip_grad_kwargs:
+            return
+
+        def log(optimizer, args, kwargs):
+            params = [
+                p for group in optimizer.param_groups for p in group['params']
+            ]
+            norm = clip_grad_norm_(params, math.inf)  # clips nothing
+            runner.message_hub.update_scalar('train/grad_norm', norm.item())
+
+        runner.optim_wrapper.optimizer.register_step_pre_hook(log)
+
+
+@HOOKS.register_module()
+class RawAndEMAHook(EMAHook):
+    """Keep an average of the weights beside them, and validate both.
+
+    A metric of the weights has its own name, the average's has ``_ema`` at its
+    end; ``save_best`` may name either. Validation takes twice the time. What
+    is tested is the weights. Checkpoints are those of MMEngine's ``EMAHook``.
+
+    Args:
+        **kwargs: As of MMEngine's ``EMAHook``.
+    """
+
+    priority = 'ABOVE_NORMAL'
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """The weights come first."""
+
+    def after_val_epoch(
+        self, runner: Runner, metrics: dict[str, float] | None = None
+    ) -> None:
+        loop = runner.val_loop
+        self._swap_ema_parameters()
+        for i, batch in enumerate(loop.dataloader):
+            loop.run_iter(i, batch)
+        averages = {
+            f'{name}_ema': value
+            for name, value in loop.evaluator.evaluate(
+                len(loop.dataloader.dataset)
+            ).items()
+        }
+        self._swap_ema_parameters()
+        metrics.update(averages)
+        # It has recorded those of the weights before.
+        RuntimeInfoHook().after_val_epoch(runner, averages)
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        """Nothing is swapped."""
+
+    def after_test_epoch(
+        self, runner: Runner, metrics: dict[str, float] | None = None
+    ) -> None:
+        """Nothing was swapped."""
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        if 'ema_state_dict' in checkpoint and not runner._resume:
+            self._swap_ema_state_dict(checkpoint)  # the weights, not averaged
+        super().after_load_checkpoint(runner, checkpoint)
