@@ -9,7 +9,9 @@ segmenter.
 import argparse
 
 from vcmamba_mm.deploy.export import FORMATS, ExportError, export
-from vcmamba_mm.engine import SETUP_ERRORS, load_model, one_line_errors
+from vcmamba_mm.engine import SETUP_ERRORS, one_line_errors
+from vcmamba_mm.inference import get_model
+from vcmamba_mm.model_zoo import load_config
 from vcmamba_mm.ops.scan import BackendError
 
 
@@ -18,7 +20,7 @@ def parse_args() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', help='config file, or name of a model')
     parser.add_argument('checkpoint', help='checkpoint file or URL')
     parser.add_argument(
         '--format',
@@ -68,7 +70,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     with one_line_errors(*SETUP_ERRORS, BackendError, ExportError):
-        model, cfg = load_model(args.config, args.checkpoint)
+        cfg = load_config(args.config)
+        model = get_model(cfg, args.checkpoint, device='cpu')
         shape = args.shape or cfg.get(
             'crop_size', cfg.model.backbone.get('img_size', 224)
         )

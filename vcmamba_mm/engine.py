@@ -14,7 +14,6 @@ from mmengine.device import get_device
 from mmengine.hooks import EMAHook
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from torch import nn
 
@@ -290,31 +289,3 @@ def build_runner(cfg: Config, *loops: str) -> SafeRunner:
     if 'train' in loops:
         check_classes(runner)
     return runner
-
-
-def load_model(config: str, checkpoint: str) -> tuple[nn.Module, Config]:
-    """Build a config's model in eval mode, on the CPU, with weights.
-
-    Args:
-        config: Path of a config of a classifier or a segmenter.
-        checkpoint: One of this project or one the authors released.
-
-    Returns:
-        tuple: The model and the config.
-
-    Raises:
-        FileNotFoundError: If there is no such config or checkpoint.
-        CheckpointError: If not every key fits.
-    """
-    if not os.path.isfile(config):
-        raise FileNotFoundError(f'config {config} does not exist')
-    cfg = Config.fromfile(config)
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
-    # As the runner does: mmpretrain's configs have it beside the model.
-    if 'data_preprocessor' in cfg:
-        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    model = MODELS.build(cfg.model).eval()
-    state_dict = extract_state_dict(read_checkpoint(checkpoint), checkpoint)
-    check_fit(model, state_dict, checkpoint)
-    model.load_state_dict(state_dict)
-    return model, cfg

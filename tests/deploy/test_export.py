@@ -21,7 +21,7 @@ from mmengine.registry import MODELS, init_default_scope
 from vcmamba_mm import VCMamba
 from vcmamba_mm.deploy import export as export_module
 from vcmamba_mm.deploy.export import ExportError, export
-from vcmamba_mm.engine import load_model
+from vcmamba_mm.inference import get_model
 
 onnx = pytest.importorskip('onnx')
 ort = pytest.importorskip('onnxruntime')
@@ -55,7 +55,7 @@ def session(path):
 
 @pytest.fixture(scope='module')
 def classifier():
-    model, _ = load_model(str(CLASSIFIER), str(RELEASE))
+    model = get_model(CLASSIFIER, RELEASE, device='cpu')
     return model
 
 
