@@ -26,27 +26,6 @@ RELEASE = GOLDEN / 'tiny_release.pth'
 
 
 @pytest.fixture(scope='session')
-def pictures(tmp_path_factory):
-    """Ten classes of noise in ImageNet's layout, two pictures each."""
-    root = tmp_path_factory.mktemp('imagenet')
-    rng = np.random.default_rng(0)
-    (root / 'meta').mkdir()
-    for split in ('train', 'val'):
-        lines = []
-        for label in range(10):
-            for i in range(2):
-                name = f'{label}/{label}_{i}.jpg'
-                path = root / split / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(
-                    rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
-                ).save(path)
-                lines.append(f'{name} {label}')
-        (root / 'meta' / f'{split}.txt').write_text('\n'.join(lines))
-    return root
-
-
-@pytest.fixture(scope='session')
 def scenes(tmp_path_factory):
     """Noise with label maps in ADE20K's layout, two pictures."""
     root = tmp_path_factory.mktemp('ade')
@@ -502,7 +481,6 @@ def test_wrong_config(tool, pictures, tmp_path, text, message):
     [
         (['configs/nothing.py'], 'config configs/nothing.py does not exist'),
         ([CLASSIFIER], 'data folder data/tiny does not exist'),
-        ([CLASSIFIER, '--amp'], '--amp needs a GPU'),
         (
             [CLASSIFIER, '--cfg-options', 'max_epoch=3'],
             "the config has no 'max_epoch'",
@@ -511,7 +489,7 @@ def test_wrong_config(tool, pictures, tmp_path, text, message):
     ],
 )
 def test_wrong_train_arguments(tool, pictures, args, message):
-    if '--launcher' in args or '--amp' in args:
+    if '--launcher' in args:
         args = [
             *args,
             '--cfg-options',
