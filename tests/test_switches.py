@@ -12,6 +12,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import init_default_scope
 
 from vcmamba_mm.checkpoint import read_checkpoint
+from vcmamba_mm.engine import check_strategy
 
 pytest.importorskip('mmpretrain')
 from mmpretrain.registry import MODELS
@@ -148,6 +149,21 @@ def test_sharded_run_resumes_and_saves_whole_weights(seen):
         torch.testing.assert_close(
             value, raw[f'module.{name}'], rtol=1e-4, atol=1e-5
         )
+
+
+@pytest.mark.parametrize(
+    'cfg, message',
+    [
+        (dict(launcher='none'), 'needs processes to share the work'),
+        (
+            dict(launcher='pytorch', custom_hooks=[dict(type='EMAHook')]),
+            'sharded weights cannot be averaged',
+        ),
+    ],
+)
+def test_strategy_that_cannot_work(cfg, message):
+    with pytest.raises(ValueError, match=message):
+        check_strategy(Config(cfg))
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch():

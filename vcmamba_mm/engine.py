@@ -311,11 +311,11 @@ def build_runner(cfg: Config, *loops: str) -> SafeRunner | FlexibleRunner:
         *loops: Which of 'train', 'val', 'test' will run.
     """
     check_data(cfg, *loops)
-    if get_device() == 'cpu':
-        adapt_to_cpu(cfg)
     sharded = 'train' in loops and cfg.get('strategy') is not None
     if sharded:
         check_strategy(cfg)
+    if get_device() == 'cpu':
+        adapt_to_cpu(cfg)
     runner = (FlexibleRunner if sharded else SafeRunner).from_cfg(cfg)
     for loop in loops:
         # Access builds the loop with its data set.
