@@ -12,7 +12,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import init_default_scope
 
 from vcmamba_mm.checkpoint import read_checkpoint
-from vcmamba_mm.engine import check_strategy
+from vcmamba_mm.engine import check_switches
 
 pytest.importorskip('mmpretrain')
 from mmpretrain.registry import MODELS
@@ -22,6 +22,8 @@ CONFIG = ROOT / 'tests/data/configs/tiny_plain.py'
 ROW = re.compile(r'^\| ([\w ]+) \| `(-[^`]+)` \|', re.MULTILINE)
 # As the guide has them, name: arguments.
 SWITCHES = dict(ROW.findall((ROOT / 'docs/training.md').read_text()))
+
+ALL = dict(steps=3, blocks=40, dtypes=['torch.bfloat16'])
 
 
 def first_epoch(facts, key):
@@ -54,7 +56,13 @@ def seen(run, pictures, tmp_path_factory):
     add('nothing', '', 'train_cfg.max_epochs=2')
     for name, words in SWITCHES.items():
         add(name, words)
-    sharded = '--resume ' + SWITCHES['FSDP2']
+    halves = 'optim_wrapper.accumulative_counts=2'
+    checkpoints = 'model.backbone.with_cp=True'
+    last = 'model.backbone.channels_last=True'
+    add('together', '--amp bfloat16', halves, checkpoints, last)
+    sharded = SWITCHES['FSDP2']
+    add('sharded', '--amp bfloat16 ' + sharded, halves, checkpoints)
+    sharded = '--resume ' + sharded
     add('FSDP2 resumed', sharded, 'train_cfg.max_epochs=2')
     (out / 'jobs.json').write_text(json.dumps(jobs))
     process = run(
@@ -89,6 +97,8 @@ def seen(run, pictures, tmp_path_factory):
         ('activation checkpointing', dict(blocks=40)),
         ('channels last', dict(channels_last=True)),
         ('FSDP2', dict(sharded=True)),
+        ('together', dict(channels_last=True, **ALL)),
+        ('sharded', dict(sharded=True, **ALL)),
     ],
 )
 def test_switch_does_what_it_says(seen, name, change):
@@ -128,6 +138,8 @@ def test_learning_rate_is_that_of_the_accumulated_batch(seen):
         ('channels last', 1e-4),  # other kernels
         ('float16', 2e-3),
         ('bfloat16', 1e-2),
+        ('together', 1e-2),
+        ('sharded', 1e-2),
     ],
 )
 def test_switch_keeps_losses_and_gradients(seen, name, tolerance):
@@ -154,16 +166,24 @@ def test_sharded_run_resumes_and_saves_whole_weights(seen):
 @pytest.mark.parametrize(
     'cfg, message',
     [
-        (dict(launcher='none'), 'needs processes to share the work'),
+        (dict(launcher='none', strategy={}), 'needs processes'),
         (
-            dict(launcher='pytorch', custom_hooks=[dict(type='EMAHook')]),
+            dict(strategy={}, custom_hooks=[dict(type='EMAHook')]),
             'sharded weights cannot be averaged',
+        ),
+        (
+            dict(strategy={}, model=dict(backbone=dict(channels_last=True))),
+            'leave model.backbone.channels_last out',
+        ),
+        (
+            dict(compile=True, model=dict(backbone=dict(with_cp=True))),
+            'compile and model.backbone.with_cp exclude each other',
         ),
     ],
 )
-def test_strategy_that_cannot_work(cfg, message):
+def test_switches_that_exclude_each_other(cfg, message):
     with pytest.raises(ValueError, match=message):
-        check_strategy(Config(cfg))
+        check_switches(Config(dict(model={}, launcher='pytorch') | cfg))
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch():

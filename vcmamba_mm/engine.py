@@ -283,19 +283,31 @@ def check_classes(runner: Runner) -> None:
         )
 
 
-def check_strategy(cfg: Config) -> None:
-    """Look for what a ``strategy`` of MMEngine does not go together with.
+def check_switches(cfg: Config) -> None:
+    """Look for settings of training that exclude each other.
 
     Raises:
-        ValueError: If there is something.
+        ValueError: If there are some.
     """
+    backbone = cfg.model.get('backbone', {})
+    if cfg.get('compile') and backbone.get('with_cp'):
+        raise ValueError(
+            'compile and model.backbone.with_cp exclude each other: '
+            'torch.compile cannot look into checkpoints, leave one out'
+        )
+    if cfg.get('strategy') is None:
+        return
     if cfg.launcher == 'none':
         raise ValueError(
             'strategy: needs processes to share the work, start them with '
             'tools/dist_train.sh'
         )
-    hooks = [hook.get('type') for hook in cfg.get('custom_hooks') or []]
-    if 'EMAHook' in hooks:
+    if backbone.get('channels_last'):
+        raise ValueError(
+            'strategy: FSDP cannot shard weights in channels-last memory, '
+            'leave model.backbone.channels_last out'
+        )
+    if 'EMAHook' in [hook['type'] for hook in cfg.get('custom_hooks') or []]:
         raise ValueError(
             'strategy: sharded weights cannot be averaged, leave EMAHook out, '
             'e.g. with --cfg-options custom_hooks=[]'
@@ -311,9 +323,9 @@ def build_runner(cfg: Config, *loops: str) -> SafeRunner | FlexibleRunner:
         *loops: Which of 'train', 'val', 'test' will run.
     """
     check_data(cfg, *loops)
+    if 'train' in loops:
+        check_switches(cfg)
     sharded = 'train' in loops and cfg.get('strategy') is not None
-    if sharded:
-        check_strategy(cfg)
     if get_device() == 'cpu':
         adapt_to_cpu(cfg)
     runner = (FlexibleRunner if sharded else SafeRunner).from_cfg(cfg)
