@@ -178,6 +178,27 @@ def picture_file(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope='session')
+def pictures(tmp_path_factory):
+    """Ten classes of noise in ImageNet's layout, two pictures each."""
+    root = tmp_path_factory.mktemp('imagenet')
+    rng = np.random.default_rng(0)
+    (root / 'meta').mkdir()
+    for split in ('train', 'val'):
+        lines = []
+        for label in range(10):
+            for i in range(2):
+                name = f'{label}/{label}_{i}.jpg'
+                path = root / split / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(
+                    rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+                ).save(path)
+                lines.append(f'{name} {label}')
+        (root / 'meta' / f'{split}.txt').write_text('\n'.join(lines))
+    return root
+
+
 def pytest_collection_modifyitems(items):
     if torch.cuda.is_available():
         return

@@ -6,6 +6,7 @@ import re
 import runpy
 import shutil
 import sys
+from pathlib import Path
 
 import mmengine
 import numpy as np
@@ -23,27 +24,6 @@ pytest.importorskip('mmseg')
 CLASSIFIER = ROOT / 'tests/data/configs/tiny_classifier.py'
 SEGMENTER = ROOT / 'tests/data/configs/tiny_segmenter.py'
 RELEASE = GOLDEN / 'tiny_release.pth'
-
-
-@pytest.fixture(scope='session')
-def pictures(tmp_path_factory):
-    """Ten classes of noise in ImageNet's layout, two pictures each."""
-    root = tmp_path_factory.mktemp('imagenet')
-    rng = np.random.default_rng(0)
-    (root / 'meta').mkdir()
-    for split in ('train', 'val'):
-        lines = []
-        for label in range(10):
-            for i in range(2):
-                name = f'{label}/{label}_{i}.jpg'
-                path = root / split / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(
-                    rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
-                ).save(path)
-                lines.append(f'{name} {label}')
-        (root / 'meta' / f'{split}.txt').write_text('\n'.join(lines))
-    return root
 
 
 @pytest.fixture(scope='session')
@@ -405,45 +385,92 @@ def test_get_flops(run):
     assert larger == pytest.approx(4 * macs, rel=1e-3)
 
 
-@pytest.mark.parametrize(
-    'script, args',
-    [('slurm_train.sh', []), ('slurm_test.sh', ['weights.pth'])],
-)
-def test_slurm_launchers(run, tmp_path, script, args):
-    srun = tmp_path / 'srun'
-    srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
-    srun.chmod(0o755)
-    words = run(
-        f'tools/{script}',
-        'gpu',
-        'job',
-        'config.py',
-        *args,
-        '--work-dir',
-        'a b',
-        GPUS='16',
+@pytest.fixture
+def slurm(tmp_path):
+    """Programs that do for one machine what slurm's do for two."""
+    folder = tmp_path / 'slurm'
+    folder.mkdir()
+    (folder / 'srun').write_text(
+        """#!/usr/bin/env bash
+        while [[ $1 == --* ]]; do
+            echo "srun option $1"
+            shift
+        done
+        export SLURM_JOB_ID=$$ SLURM_STEP_NODELIST='node[1-2]'
+        SLURM_NODEID=1 "$@" &
+        SLURM_NODEID=0 "$@"
+        wait -n
+        """
+    )
+    (folder / 'scontrol').write_text(
+        """#!/usr/bin/env bash
+        [[ $* == 'show hostnames node[1-2]' ]] && echo 127.0.0.1 && echo node2
+        """
+    )
+    for program in folder.iterdir():
+        program.chmod(0o755)
+    python = Path(sys.executable).parent
+    return dict(
+        PATH=f'{folder}:{python}:{os.environ["PATH"]}',
+        GPUS='2',
+        GPUS_PER_NODE='1',
+        CPUS_PER_TASK='3',
         SRUN_ARGS='--qos=high --time=1:00',
-        PATH=f'{tmp_path}:{os.environ["PATH"]}',
-    ).stdout.splitlines()
-    assert {
-        '--partition=gpu',
+    )
+
+
+def test_slurm(run, slurm, pictures, tmp_path):
+    config = ROOT / 'tests/data/configs/tiny_plain.py'
+    work_dir = tmp_path / 'a b'
+    log = run(
+        'tools/slurm_train.sh',
+        'partition',
+        'job',
+        config,
+        '--work-dir',
+        work_dir,
+        '--no-validate',
+        '--cfg-options',
+        *data_options(pictures, 'train'),
+        **slurm,
+    ).stdout
+    options = re.findall('srun option (.*)', log)
+    assert options == [
+        '--partition=partition',
         '--job-name=job',
-        '--ntasks=16',
-        '--ntasks-per-node=8',
+        '--gres=gpu:1',
+        '--nodes=2',
+        '--ntasks-per-node=1',
+        '--cpus-per-task=3',
+        '--kill-on-bad-exit=1',
         '--qos=high',
         '--time=1:00',
-    } <= set(words)
-    tool = script.replace('slurm_', '').replace('.sh', '.py')
-    command = words[words.index('-u') + 1 :]
-    assert command[0].endswith(f'tools/{tool}')
-    assert command[1:] == [
-        'config.py',
-        *args,
-        '--work-dir',
-        'a b',
-        '--launcher',
-        'slurm',
     ]
+    assert 'Epoch(train) [1][5/5]' in log  # 10 for one process
+    log = run(
+        'tools/slurm_test.sh',
+        'partition',
+        'job',
+        config,
+        work_dir / 'epoch_1.pth',
+        '--work-dir',
+        tmp_path / 'test',
+        '--cfg-options',
+        *data_options(pictures, 'test'),
+        **slurm,
+    ).stdout
+    assert re.search(r'Epoch\(test\) \[5/5\].*accuracy/top1', log)
+
+
+def test_slurm_wants_whole_machines(run):
+    process = run(
+        'tools/slurm_train.sh',
+        *('partition', 'job', 'config.py'),
+        check=False,
+        GPUS='12',
+    )
+    assert process.returncode == 2
+    assert 'GPUS (12) must be a multiple of' in process.stderr
 
 
 # ------------------------------------------------------------------ bad input
@@ -512,7 +539,6 @@ def test_wrong_config(tool, pictures, tmp_path, text, message):
     [
         (['configs/nothing.py'], 'config configs/nothing.py does not exist'),
         ([CLASSIFIER], 'data folder data/tiny does not exist'),
-        ([CLASSIFIER, '--amp'], '--amp needs a GPU'),
         (
             [CLASSIFIER, '--cfg-options', 'max_epoch=3'],
             "the config has no 'max_epoch'",
@@ -521,7 +547,7 @@ def test_wrong_config(tool, pictures, tmp_path, text, message):
     ],
 )
 def test_wrong_train_arguments(tool, pictures, args, message):
-    if '--launcher' in args or '--amp' in args:
+    if '--launcher' in args:
         args = [
             *args,
             '--cfg-options',

@@ -1,8 +1,7 @@
 """Train a classifier or a segmenter; the config decides."""
 
 import argparse
-
-from mmengine.device import get_device
+import os
 
 from vcmamba_mm.engine import (
     LOOP_ERRORS,
@@ -21,12 +20,20 @@ def parse_args() -> argparse.Namespace:
         '--resume',
         nargs='?',
         const='auto',
+        # torchrun starts this program again, on a host that came back too.
+        default='auto'
+        if int(os.environ.get('TORCHELASTIC_MAX_RESTARTS', 0))
+        else None,
         metavar='CHECKPOINT',
         help='continue from a checkpoint; without a path, from the latest in '
-        'the work dir',
+        'the work dir. That is the default under torchrun --max-restarts',
     )
     parser.add_argument(
-        '--amp', action='store_true', help='automatic mixed precision (GPU)'
+        '--amp',
+        nargs='?',
+        const='float16',
+        choices=['float16', 'bfloat16'],
+        help='automatic mixed precision; without a type, float16',
     )
     parser.add_argument(
         '--auto-scale-lr',
@@ -47,13 +54,13 @@ def main() -> None:
     with one_line_errors(*SETUP_ERRORS):
         cfg = load_config(args)
         if args.amp:
-            if get_device() == 'cpu':
-                raise ValueError(
-                    '--amp needs a GPU, and none was found: '
-                    'leave it out to train in float32'
-                )
             cfg.optim_wrapper.type = 'AmpOptimWrapper'
-            cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+            cfg.optim_wrapper.dtype = args.amp
+            # bfloat16 has the range of float32: nothing to scale.
+            scale = (
+                dict(enabled=False) if args.amp == 'bfloat16' else 'dynamic'
+            )
+            cfg.optim_wrapper.setdefault('loss_scale', scale)
         if args.auto_scale_lr:
             if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
                 raise ValueError(
@@ -61,6 +68,10 @@ def main() -> None:
                     'dict(base_batch_size=...) in the config'
                 )
             cfg.auto_scale_lr.enable = True
+            # MMEngine does not count what is accumulated as one batch.
+            cfg.auto_scale_lr.base_batch_size /= cfg.optim_wrapper.get(
+                'accumulative_counts', 1
+            )
         if args.no_validate:
             cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
         if args.resume is not None:

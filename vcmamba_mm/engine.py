@@ -14,7 +14,7 @@ from mmengine.device import get_device
 from mmengine.hooks import EMAHook
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.runner import Runner
+from mmengine.runner import FlexibleRunner, Runner
 from torch import nn
 
 from .checkpoint import (
@@ -26,6 +26,7 @@ from .checkpoint import (
 from .labels import MaskError
 from .models.vcmamba import InputSizeError
 from .ops.scan import BackendError
+from .optim import CPUAmpOptimWrapper
 from .transforms import ImageReadError
 
 
@@ -117,7 +118,8 @@ def load_config(args: Namespace) -> Config:
     if not os.path.isfile(args.config):
         raise FileNotFoundError(f'config {args.config} does not exist')
     cfg = Config.fromfile(args.config)
-    known = {*cfg, *inspect.signature(Runner.__init__).parameters}
+    known = {*cfg, 'compile', 'strategy'}
+    known.update(inspect.signature(Runner.__init__).parameters)
     for option in args.cfg_options or {}:
         if option.split('.')[0] not in known:
             raise ValueError(
@@ -166,9 +168,12 @@ def _replace_type(cfg: ConfigDict | list, old: str, new: str) -> int:
 def adapt_to_cpu(cfg: Config) -> None:
     """Let a config written for GPUs run without one.
 
-    SyncBN, which refuses CPU tensors, becomes BN; several processes talk over
-    gloo; nothing is pinned. Each change is said in one line.
+    SyncBN, which refuses CPU tensors, becomes BN; mixed precision gets an
+    optimizer wrapper that does not refuse them; several processes talk over
+    gloo; nothing is pinned. What changes the result is said in one line.
     """
+    if (cfg.get('optim_wrapper') or {}).get('type') == 'AmpOptimWrapper':
+        cfg.optim_wrapper.type = CPUAmpOptimWrapper.__name__
     if _replace_type(cfg.model, 'SyncBN', 'BN'):
         print_log(
             'No GPU: SyncBN becomes BN (each process normalizes its own batch)'
@@ -200,6 +205,18 @@ class SafeRunner(Runner):
     ``load_from``, ``resume`` and the checkpoint to test may be MMEngine's or
     the authors' released files. No code in them runs; every key must match.
     """
+
+    def _maybe_compile(self, target: str) -> None:
+        """Compile the backbone, which is one graph.
+
+        MMEngine would compile the whole training step, in many pieces.
+        """
+        options = self.cfg.get('compile')
+        if options:
+            model = self.model
+            if is_model_wrapper(model):
+                model = model.module
+            model.backbone.compile(**({} if options is True else options))
 
     def load_checkpoint(
         self,
@@ -267,11 +284,44 @@ def check_classes(runner: Runner) -> None:
         )
 
 
-def build_runner(cfg: Config, *loops: str) -> SafeRunner:
+def check_switches(cfg: Config) -> None:
+    """Look for settings of training that exclude each other.
+
+    Raises:
+        ValueError: If there are some.
+    """
+    backbone = cfg.model.get('backbone', {})
+    if cfg.get('compile') and backbone.get('with_cp'):
+        raise ValueError(
+            'compile and model.backbone.with_cp exclude each other: '
+            'torch.compile cannot look into checkpoints, leave one out'
+        )
+    if cfg.get('strategy') is None:
+        return
+    if cfg.launcher == 'none':
+        raise ValueError(
+            'strategy: needs processes to share the work, start them with '
+            'tools/dist_train.sh'
+        )
+    if backbone.get('channels_last'):
+        raise ValueError(
+            'strategy: FSDP cannot shard weights in channels-last memory, '
+            'leave model.backbone.channels_last out'
+        )
+    for hook in cfg.get('custom_hooks') or []:
+        if hook['type'].endswith('EMAHook'):
+            raise ValueError(
+                'strategy: sharded weights cannot be averaged, leave '
+                f'{hook["type"]} out, e.g. with --cfg-options custom_hooks=[]'
+            )
+
+
+def build_runner(cfg: Config, *loops: str) -> SafeRunner | FlexibleRunner:
     """Build the runner, and the loops named, so that what is wrong shows now.
 
     Args:
-        cfg: From :func:`load_config`.
+        cfg: From :func:`load_config`. With a ``strategy`` MMEngine's
+            ``FlexibleRunner`` trains.
         *loops: Which of 'train', 'val', 'test' will run.
     """
     check_data(cfg, *loops)
@@ -279,9 +329,14 @@ def build_runner(cfg: Config, *loops: str) -> SafeRunner:
         # A picture that cannot be read is named.
         dataloader = cfg.get(f'{loop}_dataloader')
         _replace_type(dataloader, 'LoadImageFromFile', 'LoadImageStrict')
+    if 'train' in loops:
+        check_switches(cfg)
+    sharded = 'train' in loops and cfg.get('strategy') is not None
+    if sharded:
+        from . import fsdp  # noqa: F401 - registers it; needs PyTorch 2.6
     if get_device() == 'cpu':
         adapt_to_cpu(cfg)
-    runner = SafeRunner.from_cfg(cfg)
+    runner = (FlexibleRunner if sharded else SafeRunner).from_cfg(cfg)
     for loop in loops:
         # Access builds the loop with its data set.
         if cfg.get(f'{loop}_dataloader'):
