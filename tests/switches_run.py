@@ -35,11 +35,15 @@ class Seen:
         self.backbone = None
 
     def enter(self, module, args) -> None:
+        if not module.training:  # what counts FLOPs
+            return
         for kind in (VCMamba, FFNBlock):
             if isinstance(module, kind):
                 self.calls[kind] += 1
 
     def leave(self, module, args, output) -> None:
+        if not module.training:
+            return
         if isinstance(module, VCMamba):
             self.backbone = module
         elif isinstance(module, FFNBlock):

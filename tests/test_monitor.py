@@ -59,6 +59,7 @@ def train(work_dir, **kwargs) -> Runner:
         **{
             **dict(
                 model=Line(),
+                cfg=dict(model=dict(type=Line)),
                 work_dir=str(work_dir),
                 experiment_name=work_dir.name,
                 train_dataloader=loader(STEPS // 2),

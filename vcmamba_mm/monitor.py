@@ -2,10 +2,10 @@
 
 import math
 
+import torch
 from mmengine.dist import get_world_size
 from mmengine.hooks import EMAHook, Hook, RuntimeInfoHook
-from mmengine.model import is_model_wrapper
-from mmengine.registry import HOOKS
+from mmengine.registry import HOOKS, MODELS
 from mmengine.runner import Runner
 from torch.nn.utils import clip_grad_norm_
 
@@ -21,7 +21,8 @@ class ThroughputHook(Hook):
     model and images need on each device, in TFLOP/s: a forward pass, and
     twice as much for the backward pass, two operations for each
     multiply-accumulate. What recomputation, frozen stages or a teacher add or
-    save is not looked at, as is usual. ``mfu``, the model FLOP utilisation, is
+    save is not looked at, as is usual. The model is counted as the runner's
+    config has it; without a config only images per second are logged. ``mfu``, the model FLOP utilisation, is
     ``tflops`` in percent of ``peak_tflops``.
 
     Args:
@@ -47,15 +48,15 @@ class ThroughputHook(Hook):
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None
     ) -> None:
-        if self.flops is not None:
+        if self.flops is not None or not runner.cfg.get('model'):
             return
-        model = runner.model
-        inner = model.module if is_model_wrapper(model) else model
+        # A copy from the config: what trains may be compiled or sharded.
+        with torch.random.fork_rng(devices=[]):
+            model = MODELS.build(runner.cfg.model).eval()
         channels, *size = data_batch['inputs'][0].shape
         # A segmenter's preprocessor pads to its size.
-        size = getattr(inner.data_preprocessor, 'size', None) or size
-        macs = count_macs(model.eval(), (channels, *size))
-        model.train()
+        size = getattr(model.data_preprocessor, 'size', None) or size
+        macs = count_macs(model.to('meta'), (channels, *size))
         self.flops = 2 * 3 * macs
 
     def after_train_iter(
@@ -69,10 +70,12 @@ class ThroughputHook(Hook):
         window = runner.log_processor.window_size
         seconds = hub.get_scalar('train/time').mean(window)
         per_device = len(data_batch['inputs']) / seconds
-        tflops = self.flops * per_device / 1e12
         hub.update_scalar(
             'train/images_per_second', per_device * get_world_size()
         )
+        if self.flops is None:
+            return
+        tflops = self.flops * per_device / 1e12
         hub.update_scalar('train/tflops', tflops)
         if self.peak_tflops:
             hub.update_scalar('train/mfu', 100 * tflops / self.peak_tflops)
