@@ -21,9 +21,9 @@ class ThroughputHook(Hook):
     model and images need on each device, in TFLOP/s: a forward pass, and
     twice as much for the backward pass, two operations for each
     multiply-accumulate. What recomputation, frozen stages or a teacher add or
-    save is not looked at, as is usual. The model is counted as the runner's
-    config has it; without a config only images per second are logged. ``mfu``, the model FLOP utilisation, is
-    ``tflops`` in percent of ``peak_tflops``.
+    save is not looked at, as is usual. ``mfu``, the model FLOP utilisation, is
+    ``tflops`` in percent of ``peak_tflops``. What is counted is the model of
+    the runner's config; without a config there are only images per second.
 
     Args:
         peak_tflops: What one device can do at most with the numbers it
