@@ -1,8 +1,9 @@
 """VCMamba (arXiv 2509.04669) for the OpenMMLab ecosystem.
 
 Importing this package registers the backbone ``VCMamba``, the neck
-``NormGlobalAveragePooling`` and the transform ``LoadImageStrict`` in
-MMEngine's root registries. What needs mmpretrain is in
+``NormGlobalAveragePooling``, the sampler ``SeededSampler``, and transforms
+that read pictures, in MMEngine's root registries, and lets MMEngine read
+``tar://`` and ``lmdb://``. What needs mmpretrain is in
 :mod:`vcmamba_mm.classification`.
 """
 
@@ -17,13 +18,17 @@ except ImportError as error:
         'mmcv)'
     ) from error
 
+from .datasets import SeededSampler
 from .models import NormGlobalAveragePooling, VCMamba
-from .transforms import LoadImageStrict
+from .transforms import LoadImageStrict, ReplaceUnreadable, SeedSample
 from .version import __version__
 
 __all__ = [
     'LoadImageStrict',
     'NormGlobalAveragePooling',
+    'ReplaceUnreadable',
+    'SeedSample',
+    'SeededSampler',
     'VCMamba',
     '__version__',
 ]
