@@ -12,7 +12,7 @@ export OMP_WAIT_POLICY := PASSIVE
 $(VENV)/installed: setup.py pyproject.toml $(wildcard requirements/*.txt)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable '.[onedl,distill,demo,test]'
+	$(BIN)/pip install --quiet --editable '.[onedl,distill,data,demo,test]'
 	touch $@
 
 CLASSIFIER := configs/demo/vcmamba_demo_digits.py

@@ -57,7 +57,7 @@ setup(
     install_requires=requirements('runtime'),
     extras_require={
         name: requirements(name)
-        for name in ('onedl', 'openmmlab', 'distill', 'demo', 'test')
+        for name in ('onedl', 'openmmlab', 'distill', 'data', 'demo', 'test')
     },
     cmdclass=dict(build_py=BuildPyWithMim),
     zip_safe=False,

@@ -2,6 +2,7 @@
 
 import logging
 import random
+from hashlib import blake2b
 
 import cv2
 import numpy as np
@@ -112,10 +113,11 @@ class SeedSample(BaseTransform):
         index = results['sample_idx']
         seed = getattr(index, 'seed', None)
         if seed is not None:
-            words = np.random.SeedSequence(seed).generate_state(4)
-            np.random.seed(words)
-            random.seed(words.tobytes())
+            digest = blake2b(repr(seed).encode(), digest_size=8).digest()
+            number = int.from_bytes(digest, 'little')
+            random.seed(number)
+            np.random.seed(number % 2**32)
             # torch.manual_seed would queue something for the GPU every time.
-            torch.default_generator.manual_seed(int(words[0]))
+            torch.default_generator.manual_seed(number)
             results['sample_idx'] = int(index)
         return results
