@@ -61,6 +61,7 @@ setup(
             'onedl',
             'openmmlab',
             'distill',
+            'data',
             'demo',
             'analysis',
             'export',

@@ -87,7 +87,7 @@ def test_classification_recipe(name):
     assert cfg.train_cfg.max_epochs == 300
     assert cfg.train_dataloader.batch_size * 8 == 1024
     assert cfg.auto_scale_lr.base_batch_size == 1024
-    assert cfg.train_dataloader.sampler.type == 'RepeatAugSampler'
+    assert cfg.train_dataloader.sampler.sampler.type == 'RepeatAugSampler'
     assert [a.alpha for a in cfg.model.train_cfg.augments] == [0.8, 1.0]
     assert cfg.model.head.loss.label_smooth_val == 0.1
     assert cfg.model.backbone.drop_path_rate == 0.2
@@ -96,8 +96,8 @@ def test_classification_recipe(name):
     assert ema.momentum == pytest.approx(1 - 0.99996)
     assert ema.type == 'RawAndEMAHook' and ema.update_buffers
     steps = {t.type: t for t in cfg.train_dataloader.dataset.pipeline}
-    assert steps['RandomErasing'].erase_prob == 0.25
-    assert steps['RandAugment'].magnitude_level == 9
+    assert steps['FastRandomErasing'].erase_prob == 0.25
+    assert steps['FastRandAugment'].magnitude_level == 9
     steps = {t.type: t for t in cfg.test_dataloader.dataset.pipeline}
     assert steps['mmpretrain.ResizeEdge'].scale == 256
     assert steps['mmpretrain.CenterCrop'].crop_size == 224

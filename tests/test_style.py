@@ -25,7 +25,7 @@ def test_shell_scripts_parse():
 
 
 def test_imports_point_down():
-    """tools -> classification, engine -> models -> checkpoint, ops."""
+    """tools -> classification, engine -> models, datasets -> ..., ops."""
     package = ROOT / 'vcmamba_mm'
     above = {
         'ops': (
@@ -39,6 +39,14 @@ def test_imports_point_down():
             'mmseg',
         ),
         'models': ('classification', 'engine', 'mmpretrain', 'mmseg'),
+        'datasets': (
+            'models',
+            'ops',
+            'classification',
+            'engine',
+            'mmpretrain',
+            'mmseg',
+        ),
     }
     for room, names in above.items():
         files = list((package / room).glob('*.py'))

@@ -1,9 +1,10 @@
 """VCMamba (arXiv 2509.04669) for the OpenMMLab ecosystem.
 
 Importing this package registers the backbone ``VCMamba``, the neck
-``NormGlobalAveragePooling``, the transform ``LoadImageStrict``, hooks, and an
-optimizer constructor in MMEngine's root registries. What needs mmpretrain is
-in :mod:`vcmamba_mm.classification`.
+``NormGlobalAveragePooling``, the sampler ``SeededSampler``, transforms that
+read pictures, hooks, and an optimizer constructor in MMEngine's root
+registries, and lets MMEngine read ``tar://`` and ``lmdb://``. What needs
+mmpretrain is in :mod:`vcmamba_mm.classification`.
 """
 
 try:
@@ -17,11 +18,12 @@ except ImportError as error:
         'mmcv)'
     ) from error
 
+from .datasets import SeededSampler
 from .labels import CheckMasksHook
 from .models import NormGlobalAveragePooling, VCMamba
 from .monitor import GradNormHook, RawAndEMAHook, ThroughputHook
 from .optim import LayerDecayOptimWrapperConstructor
-from .transforms import LoadImageStrict
+from .transforms import LoadImageStrict, ReplaceUnreadable, SeedSample
 from .version import __version__
 
 __all__ = [
@@ -31,6 +33,9 @@ __all__ = [
     'LoadImageStrict',
     'NormGlobalAveragePooling',
     'RawAndEMAHook',
+    'ReplaceUnreadable',
+    'SeedSample',
+    'SeededSampler',
     'ThroughputHook',
     'VCMamba',
     '__version__',

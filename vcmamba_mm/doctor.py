@@ -12,7 +12,15 @@ from . import __version__
 from .ops import available_backends, multi_directional_scan
 
 STACK = ('mmengine', 'mmcv', 'mmpretrain', 'mmseg')
-OPTIONAL = ('torchvision', 'numpy', 'triton', 'mamba_ssm', 'timm')
+OPTIONAL = (
+    'torchvision',
+    'numpy',
+    'triton',
+    'mamba_ssm',
+    'timm',
+    'simplejpeg',
+    'lmdb',
+)
 
 
 def distributions() -> dict[str, str]:

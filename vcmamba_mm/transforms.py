@@ -1,12 +1,27 @@
-"""Reading pictures."""
+"""Reading pictures, and the randomness of what follows."""
+
+import logging
+import random
+from hashlib import blake2b
 
 import cv2
-from mmcv.transforms import LoadImageFromFile
+import numpy as np
+import torch
+from mmcv.transforms import BaseTransform, LoadImageFromFile
+from mmengine.logging import print_log
 from mmengine.registry import TRANSFORMS
+from torch.utils.data import get_worker_info
 
 
 class ImageReadError(OSError):
     """A picture that is missing or cannot be decoded."""
+
+
+def unreadable(path: str) -> ImageReadError:
+    return ImageReadError(
+        f'picture {path} cannot be read (missing or corrupt): replace it or '
+        'take it out of the data set'
+    )
 
 
 @TRANSFORMS.register_module()
@@ -23,7 +38,86 @@ class LoadImageStrict(LoadImageFromFile):
             return super().transform(results)
         # mmcv asserts, cv2 and the file client have errors of their own.
         except (AssertionError, AttributeError, cv2.error, OSError) as error:
-            raise ImageReadError(
-                f'picture {results["img_path"]} cannot be read (missing or '
-                'corrupt): replace it or take it out of the data set'
-            ) from error
+            raise unreadable(results['img_path']) from error
+
+
+@TRANSFORMS.register_module()
+class ReplaceUnreadable(BaseTransform):
+    """Let training go on when a picture cannot be read.
+
+    Another picture, taken at random, stands in for it (MMEngine's data sets
+    do that when a transform returns None). Each is logged by name, and all
+    are counted, over all the workers of this process.
+
+    Args:
+        transform: Config of the transform that reads.
+        max_rate: Part of the pictures that may be unreadable. Of the first
+            ``GRACE`` pictures as many may be as of ``GRACE``.
+
+    Raises:
+        ImageReadError: If there are more.
+    """
+
+    GRACE = 1000
+    _MAX_WORKERS = 1024
+
+    def __init__(self, transform: dict, max_rate: float = 0.01) -> None:
+        if not 0 <= max_rate < 1:
+            raise ValueError(f'max_rate must be in [0, 1), got {max_rate}')
+        self.reading = TRANSFORMS.build(transform)
+        self.max_rate = max_rate
+        # Pictures read, and failed, by worker: none writes another's row.
+        self._counts = torch.zeros(
+            self._MAX_WORKERS, 2, dtype=torch.int64
+        ).share_memory_()
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many pictures were read, and how many of them failed."""
+        return tuple(self._counts.sum(0).tolist())
+
+    def transform(self, results: dict) -> dict | None:
+        worker = get_worker_info()
+        own = self._counts.numpy()[worker.id if worker else 0]
+        own[0] += 1
+        try:
+            return self.reading(results)
+        except ImageReadError as error:
+            own[1] += 1
+            read, failed = self.counts
+            so_far = f'{failed} of {read} pictures so far'
+            if failed > self.max_rate * max(read, self.GRACE):
+                raise ImageReadError(
+                    f'{error}. {so_far} could not be read, more than '
+                    f'max_rate={self.max_rate:g} allows'
+                ) from error
+            # As an error, since other levels show in the first process only.
+            print_log(
+                f'{error}. Another takes its place ({so_far})',
+                'current',
+                logging.ERROR,
+            )
+            return None
+
+
+@TRANSFORMS.register_module()
+class SeedSample(BaseTransform):
+    """Seed Python, NumPy and PyTorch for the transforms that follow.
+
+    The seed is what :class:`~vcmamba_mm.datasets.SeededSampler` gave the
+    sample, so the result does not depend on the worker, on how many there are,
+    or on where a run was resumed. With other samplers nothing is seeded.
+    """
+
+    def transform(self, results: dict) -> dict:
+        index = results['sample_idx']
+        seed = getattr(index, 'seed', None)
+        if seed is not None:
+            digest = blake2b(repr(seed).encode(), digest_size=8).digest()
+            number = int.from_bytes(digest, 'little')
+            random.seed(number)
+            np.random.seed(number % 2**32)
+            # torch.manual_seed would queue something for the GPU every time.
+            torch.default_generator.manual_seed(number)
+            results['sample_idx'] = int(index)
+        return results

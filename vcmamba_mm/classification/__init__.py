@@ -1,4 +1,4 @@
-"""What needs mmpretrain: the head, the distilling classifier, model names.
+"""What needs mmpretrain: heads, data, fast transforms, model names.
 
 Importing it also makes ``vcmamba_b_8xb128_in1k`` and the like known to
 mmpretrain's ``get_model`` and ``list_models``.
@@ -7,10 +7,27 @@ mmpretrain's ``get_model`` and ``list_models``.
 from mmpretrain.apis import ModelHub
 
 from ..model_zoo import index_root
+from .datasets import WebDataset
 from .distillation import DistilledImageClassifier
 from .head import VCMambaClsHead
+from .transforms import (
+    FastPackInputs,
+    FastRandAugment,
+    FastRandomErasing,
+    FastRandomFlip,
+    LoadRandomResizedCrop,
+)
 
-__all__ = ['DistilledImageClassifier', 'VCMambaClsHead']
+__all__ = [
+    'DistilledImageClassifier',
+    'FastPackInputs',
+    'FastRandAugment',
+    'FastRandomErasing',
+    'FastRandomFlip',
+    'LoadRandomResizedCrop',
+    'VCMambaClsHead',
+    'WebDataset',
+]
 
 ModelHub.register_model_index(
     index_root() / 'configs/metafile.yml', config_prefix=index_root()

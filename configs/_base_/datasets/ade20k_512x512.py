@@ -2,7 +2,12 @@ dataset_type = 'ADE20KDataset'
 data_root = 'data/ade/ADEChallengeData2016'
 crop_size = (512, 512)
 train_pipeline = [
-    dict(type='LoadImageStrict'),
+    dict(type='SeedSample'),
+    dict(
+        type='ReplaceUnreadable',
+        transform=dict(type='LoadImageStrict'),
+        max_rate=0.01,
+    ),
     dict(type='LoadAnnotations', reduce_zero_label=True),
     dict(
         type='RandomResize',
@@ -52,7 +57,10 @@ train_dataloader = dict(
     num_workers=4,
     persistent_workers=True,
     pin_memory=True,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
+    sampler=dict(
+        type='SeededSampler',
+        sampler=dict(type='InfiniteSampler', shuffle=True),
+    ),
     dataset=dict(
         type=dataset_type,
         data_root=data_root,

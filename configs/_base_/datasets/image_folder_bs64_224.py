@@ -6,15 +6,17 @@ data_preprocessor = dict(
 )  # from BGR
 
 train_pipeline = [
-    dict(type='LoadImageStrict'),
+    dict(type='SeedSample'),
     dict(
-        type='RandomResizedCrop',
-        scale=224,
-        crop_ratio_range=(0.35, 1.0),
-        backend='pillow',
-        interpolation='bicubic',
+        type='ReplaceUnreadable',
+        transform=dict(
+            type='LoadRandomResizedCrop',
+            scale=224,
+            crop_ratio_range=(0.35, 1.0),
+        ),
+        max_rate=0.01,
     ),
-    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
+    dict(type='FastRandomFlip', prob=0.5),
     dict(type='ColorJitter', brightness=0.2, contrast=0.2, saturation=0.2),
     dict(type='PackInputs'),
 ]
@@ -58,7 +60,10 @@ train_dataloader = dict(
     persistent_workers=True,
     pin_memory=True,
     collate_fn=dict(type='default_collate'),
-    sampler=dict(type='DefaultSampler', shuffle=True),
+    sampler=dict(
+        type='SeededSampler',
+        sampler=dict(type='DefaultSampler', shuffle=True),
+    ),
     dataset=dict(
         type=dataset_type,
         data_root=data_root,

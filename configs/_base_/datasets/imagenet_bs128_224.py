@@ -1,4 +1,5 @@
 # ImageNet-1K at 224 x 224 with DeiT's augmentation and repeated augmentation.
+# imagenet_bs128_224_stock.py is the same with mmpretrain's own transforms.
 dataset_type = 'ImageNet'
 data_root = 'data/imagenet'
 data_preprocessor = dict(
@@ -12,16 +13,15 @@ bgr_mean = data_preprocessor['mean'][::-1]
 bgr_std = data_preprocessor['std'][::-1]
 
 train_pipeline = [
-    dict(type='LoadImageStrict'),
+    dict(type='SeedSample'),
     dict(
-        type='RandomResizedCrop',
-        scale=224,
-        backend='pillow',
-        interpolation='bicubic',
+        type='ReplaceUnreadable',
+        transform=dict(type='LoadRandomResizedCrop', scale=224),
+        max_rate=0.01,
     ),
-    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
+    dict(type='FastRandomFlip', prob=0.5),
     dict(
-        type='RandAugment',
+        type='FastRandAugment',
         policies='timm_increasing',
         num_policies=2,
         total_level=10,
@@ -32,7 +32,7 @@ train_pipeline = [
         ),
     ),
     dict(
-        type='RandomErasing',
+        type='FastRandomErasing',
         erase_prob=0.25,
         mode='rand',
         min_area_ratio=0.02,
@@ -40,7 +40,7 @@ train_pipeline = [
         fill_color=bgr_mean,
         fill_std=bgr_std,
     ),
-    dict(type='PackInputs'),
+    dict(type='FastPackInputs'),
 ]
 # Transforms of mmpretrain say so, for its inferencer builds them in whatever
 # scope the process is in.
@@ -82,7 +82,10 @@ train_dataloader = dict(
     persistent_workers=True,
     pin_memory=True,
     collate_fn=dict(type='default_collate'),
-    sampler=dict(type='RepeatAugSampler', shuffle=True),
+    sampler=dict(
+        type='SeededSampler',
+        sampler=dict(type='RepeatAugSampler', shuffle=True),
+    ),
     dataset=dict(
         type=dataset_type,
         data_root=data_root,

@@ -1,0 +1,145 @@
+"""Pictures that cannot be read while training goes on."""
+
+import logging
+import re
+
+import numpy as np
+import pytest
+import torch
+from mmengine.dataset import BaseDataset, default_collate
+from mmengine.logging import MMLogger
+from mmengine.registry import TRANSFORMS
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from vcmamba_mm.transforms import ImageReadError, LoadImageStrict
+
+
+def reading(max_rate=0.01):
+    return TRANSFORMS.build(
+        dict(
+            type='ReplaceUnreadable',
+            transform=dict(type='LoadImageStrict'),
+            max_rate=max_rate,
+        )
+    )
+
+
+class Pictures(BaseDataset):
+    def __init__(self, folder, **kwargs):
+        self.folder = folder
+        super().__init__(**kwargs)
+
+    def load_data_list(self):
+        return [
+            dict(img_path=str(path))
+            for path in sorted(self.folder.glob('*.png'))
+        ]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Ten pictures of which 3.png and 7.png are none."""
+    for i in range(10):
+        Image.fromarray(np.full((2, 2, 3), i, np.uint8)).save(
+            tmp_path / f'{i}.png'
+        )
+    (tmp_path / '3.png').write_bytes(b'not a picture')
+    (tmp_path / '7.png').unlink()
+    (tmp_path / '7.png').symlink_to(tmp_path / 'gone')
+    return tmp_path
+
+
+def shown(results):
+    return torch.tensor(results['img'][0, 0, 0].item())
+
+
+@pytest.fixture
+def log(tmp_path_factory):
+    """The log file, into which worker processes write too."""
+    path = tmp_path_factory.mktemp('log') / 'train.log'
+    MMLogger.get_instance(f'log {path}', log_file=str(path))
+    return path
+
+
+@pytest.mark.parametrize('workers', [0, 1, 3])
+def test_counted_named_and_replaced(folder, log, workers):
+    read = reading()
+    dataset = Pictures(folder, pipeline=[read, shown])
+    loader = DataLoader(
+        dataset, batch_size=2, num_workers=workers, collate_fn=default_collate
+    )
+    for epoch in (1, 2, 3):
+        values = torch.cat(list(loader)).tolist()
+        others = [v for i, v in enumerate(values) if i not in (3, 7)]
+        assert others == [0, 1, 2, 4, 5, 6, 8, 9]
+        assert not {values[3], values[7]} & {3, 7}
+        total, failed = read.counts
+        assert failed >= 2 * epoch
+        assert total - failed == 10 * epoch
+    text = log.read_text()
+    for name in ('3.png', '7.png'):
+        times = len(re.findall(f'{folder}/{name} cannot be read', text))
+        assert times >= 3
+    assert len(re.findall('Another takes its place', text)) == failed
+    if workers < 2:
+        assert f'({failed} of ' in text
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_too_many_stop_the_run(folder, workers):
+    """All workers' together: 5 are allowed, the 6th is too much."""
+    read = reading(max_rate=0.005)
+    dataset = Pictures(folder, pipeline=[read, shown])
+    loader = DataLoader(dataset, batch_size=2, num_workers=workers)
+    with pytest.raises(ImageReadError) as error:
+        for _ in range(4):
+            list(loader)
+    assert re.search(
+        r'[37]\.png cannot be read .*[67] of \d+ pictures so far could not be '
+        r'read, more than max_rate=0.005 allows',
+        str(error.value),
+    )
+    assert read.counts[1] in (6, 7)  # the other worker may have failed too
+
+
+def test_the_rate_is_that_of_all(folder):
+    """After 2000 good ones, one percent are 20."""
+    read = reading()
+    good = dict(img_path=str(folder / '0.png'))
+    bad = dict(img_path=str(folder / '3.png'))
+    for _ in range(2000):
+        read(dict(good))
+    for _ in range(20):
+        assert read(dict(bad)) is None
+    with pytest.raises(ImageReadError, match='21 of 2021 pictures'):
+        read(dict(bad))
+
+
+def test_none_allowed(folder):
+    with pytest.raises(ImageReadError, match='max_rate=0 allows'):
+        reading(max_rate=0)(dict(img_path=str(folder / '3.png')))
+    with pytest.raises(ValueError, match='must be in'):
+        reading(max_rate=1.0)
+
+
+def test_shown_by_every_process(folder, monkeypatch):
+    """MMEngine's loggers of other processes show errors only."""
+    logged = []
+    monkeypatch.setattr(
+        'vcmamba_mm.transforms.print_log', lambda *args: logged.append(args)
+    )
+    reading()(dict(img_path=str(folder / '3.png')))
+    ((text, _, level),) = logged
+    assert '3.png cannot be read' in text and level == logging.ERROR
+
+
+def test_other_errors_pass(folder, monkeypatch):
+    def transform(self, results):
+        raise MemoryError
+
+    monkeypatch.setattr(LoadImageStrict, 'transform', transform)
+    read = reading()
+    with pytest.raises(MemoryError):
+        read(dict(img_path=str(folder / '0.png')))
+    assert read.counts == (1, 0)
