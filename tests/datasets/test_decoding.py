@@ -36,6 +36,11 @@ def decode(content):
     return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
 
 
+FLAGS = {
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
 KINDS = {
     '4:4:4': dict(subsampling=0),
     '4:2:2': dict(subsampling=1),
@@ -76,12 +81,20 @@ def test_a_crop_is_that_of_the_whole_picture(decoder, kind):
 
 
 @pytest.mark.parametrize('subsampling', [0, 1, 2])
-def test_every_last_row(decoder, subsampling):
-    content = encode(scene(70, 40), subsampling=subsampling)
-    whole, picture = decode(content), open_picture(content)
-    for height in range(1, 71):
-        crop = picture.crop((0, 0, height, 40), (224, 224))
-        assert np.array_equal(crop, whole[:height])
+@pytest.mark.parametrize('scale', [1, 2, 4])
+def test_every_last_row(decoder, subsampling, scale):
+    content = encode(scene(90, 40), subsampling=subsampling)
+    flag = FLAGS.get(scale, cv2.IMREAD_COLOR)
+    whole = cv2.imdecode(np.frombuffer(content, np.uint8), flag)
+    picture = open_picture(content)
+    for top in range(0, 82, 2 * scale - 1):
+        for bottom in range(top + 8, 91, 2):
+            size = ((bottom - top) // scale, 40 // scale)
+            crop = picture.crop((top, 0, bottom - top, 40), size)
+            first, last = (
+                (2 * y + scale) // (2 * scale) for y in (top, bottom)
+            )
+            assert np.array_equal(crop, whole[first:last])
 
 
 def test_rows_below_are_not_decoded():
@@ -96,11 +109,10 @@ def test_rows_below_are_not_decoded():
     assert np.array_equal(crop, whole[:64])
 
 
-FLAGS = {
-    2: cv2.IMREAD_REDUCED_COLOR_2,
-    4: cv2.IMREAD_REDUCED_COLOR_4,
-    8: cv2.IMREAD_REDUCED_COLOR_8,
-}
+def test_no_output_of_the_decoder(capfd):
+    """libjpeg complains on stderr of what follows the last row."""
+    open_picture(encode(scene(90, 40))).crop((20, 0, 20, 20), (20, 20))
+    assert capfd.readouterr() == ('', '')
 
 
 @pytest.mark.parametrize('scale', FLAGS)
@@ -115,8 +127,9 @@ def test_large_crops_are_decoded_smaller(
     box = (21, 13, 300, 230)
     crop = open_picture(content).crop(box, size)
     whole = cv2.imdecode(np.frombuffer(content, np.uint8), FLAGS[scale])
-    top, left = round(21 / scale), round(13 / scale)
-    bottom, right = round(321 / scale), round(243 / scale)
+    top, left, bottom, right = (
+        (2 * edge + scale) // (2 * scale) for edge in (21, 13, 321, 243)
+    )
     assert np.array_equal(crop, whole[top:bottom, left:right])
     # and what it shows is the crop of the full size, up to half a pixel, or
     # one where a turned picture does not end with a whole block

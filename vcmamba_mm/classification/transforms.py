@@ -4,8 +4,10 @@ Each draws the same random numbers in the same order as the one it stands for,
 and makes the same picture of them, up to rounding.
 """
 
+import inspect
 import math
 from collections.abc import Callable
+from types import MethodType
 
 import cv2
 import numpy as np
@@ -19,6 +21,15 @@ from torch import Tensor
 
 from ..datasets.decoding import DecodeError, open_picture
 from ..transforms import unreadable
+
+
+def _undecorated(transform: type, name: str) -> Callable:
+    """A method without mmcv's ``cache_randomness``.
+
+    The decorator lets draws be repeated, and takes longer than many of the
+    operations here.
+    """
+    return inspect.getattr_static(transform, name).func
 
 
 @TRANSFORMS.register_module()
@@ -57,6 +68,10 @@ class LoadRandomResizedCrop(stock.RandomResizedCrop):
             scale, interpolation=interpolation, backend='pillow', **kwargs
         )
         self.backend_args = backend_args
+
+    rand_crop_params = _undecorated(
+        stock.RandomResizedCrop, 'rand_crop_params'
+    )
 
     def transform(self, results: dict) -> dict:
         path = results['img_path']
@@ -277,6 +292,13 @@ class FastRandAugment(stock.RandAugment):
     mmpretrain's own.
     """
 
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        for op in self.transforms:
+            for name in ('disable', 'magnitude', 'negative'):
+                draw = _undecorated(type(op), f'random_{name}')
+                setattr(op, f'random_{name}', MethodType(draw, op))
+
     def random_policy_indices(self) -> list[int]:
         # What np.random.choice does, without its checks
         return np.random.randint(
@@ -300,6 +322,9 @@ class FastRandAugment(stock.RandAugment):
 @TRANSFORMS.register_module()
 class FastRandomErasing(stock.RandomErasing):
     """mmpretrain's ``RandomErasing``; OpenCV draws the normal noise."""
+
+    random_disable = _undecorated(stock.RandomErasing, 'random_disable')
+    random_patch = _undecorated(stock.RandomErasing, 'random_patch')
 
     def _fill_pixels(
         self, img: np.ndarray, top: int, left: int, h: int, w: int

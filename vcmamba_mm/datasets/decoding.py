@@ -9,7 +9,7 @@ import numpy as np
 
 try:
     import simplejpeg
-except ImportError:  # all rows are decoded then
+except ImportError:  # rows below the crop are decoded then
     simplejpeg = None
 
 Box = tuple[int, int, int, int]  # top, left, height, width
@@ -90,6 +90,7 @@ def read_jpeg_header(content: bytes) -> JpegHeader | None:
     if colours not in (1, 3) or not (height and width):
         return None
     factors = {frame[11 + 3 * i] & 15 for i in range(colours)}
+    # A single colour is coded block by block, whatever its factor is.
     row_height = 8 * max(factors) if colours == 3 else 8
     # Only if all colours of a row come before the next row
     in_order = frame[1] != 0xC2 and content[at + 4] == colours
@@ -156,22 +157,22 @@ class JpegPicture:
             DecodeError: If the file is damaged.
         """
         top, left, height, width = box
-        bottom, right = top + height, left + width
         scale = max(
             s
             for s in _SCALES
             if s == 1 or (height >= s * size[0] and width >= s * size[1])
         )
-        if simplejpeg is None or self.header.orientation != 1:
+        if simplejpeg and self.header.orientation == 1:
+            image = self._decode_down_to(top + height, scale)
+        else:
             image = cv2.imdecode(
                 np.frombuffer(self.content, np.uint8), _SCALES[scale]
             )
             if image is None:
                 raise DecodeError('it cannot be decoded')
-        else:
-            image = self._decode_down_to(bottom, scale)
         top, left, bottom, right = (
-            round(edge / scale) for edge in (top, left, bottom, right)
+            (2 * edge + scale) // (2 * scale)  # rounded, halves up
+            for edge in (top, left, top + height, left + width)
         )
         return image[top:bottom, left:right]
 
