@@ -3,7 +3,7 @@ _base_ = 'vcmamba_s_finetune_b64_30e_image_folder.py'
 model = dict(backbone=dict(img_size=384))
 
 train_pipeline = _base_.train_pipeline
-train_pipeline[1].scale = 384
+train_pipeline[1].transform.scale = 384
 test_pipeline = _base_.test_pipeline
 test_pipeline[1].scale = 438
 test_pipeline[2].crop_size = 384
