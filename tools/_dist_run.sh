@@ -19,7 +19,7 @@ if ! [[ $gpus =~ ^[1-9][0-9]*$ ]]; then
 fi
 # torchrun would set 1, which starves CPU training.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(nproc) + gpus - 1) / gpus))}
-exec python -m torch.distributed.run \
+exec python "$(dirname "$0")/_torchrun.py" \
     --nnodes="${NNODES:-1}" \
     --node_rank="${NODE_RANK:-0}" \
     --master_addr="${MASTER_ADDR:-127.0.0.1}" \

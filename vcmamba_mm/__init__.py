@@ -1,9 +1,9 @@
 """VCMamba (arXiv 2509.04669) for the OpenMMLab ecosystem.
 
 Importing this package registers the backbone ``VCMamba``, the neck
-``NormGlobalAveragePooling`` and the transform ``LoadImageStrict`` in
-MMEngine's root registries. What needs mmpretrain is in
-:mod:`vcmamba_mm.classification`.
+``NormGlobalAveragePooling``, the transform ``LoadImageStrict``, and the hooks
+and the loop of runs that survive, in MMEngine's root registries. What needs
+mmpretrain is in :mod:`vcmamba_mm.classification`.
 """
 
 try:
@@ -17,13 +17,19 @@ except ImportError as error:
         'mmcv)'
     ) from error
 
+from .hooks import AtomicCheckpointHook, CheckFiniteHook, IterSeedHook
+from .loops import ResumableEpochLoop
 from .models import NormGlobalAveragePooling, VCMamba
 from .transforms import LoadImageStrict
 from .version import __version__
 
 __all__ = [
+    'AtomicCheckpointHook',
+    'CheckFiniteHook',
+    'IterSeedHook',
     'LoadImageStrict',
     'NormGlobalAveragePooling',
+    'ResumableEpochLoop',
     'VCMamba',
     '__version__',
 ]
