@@ -1,5 +1,6 @@
 """torchrun that ends with one line, not a traceback, when a process fails."""
 
+import os
 import sys
 
 from torch.distributed import run
@@ -7,6 +8,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 
 def main() -> None:
+    os.environ['VCMAMBA_MM_LAUNCHER'] = str(os.getpid())
     try:
         run.main()
     except ChildFailedError as error:

@@ -255,7 +255,7 @@ def write_file(content: bytes, path: str | os.PathLike) -> None:
 
 def remove_leftovers(folder: str | os.PathLike) -> None:
     """Remove what a killed :func:`write_file` left behind in a folder."""
-    for temporary in Path(folder).glob('.*.pth.*.tmp'):
+    for temporary in Path(folder).glob('.*.[0-9]*.tmp'):
         temporary.unlink(missing_ok=True)
 
 

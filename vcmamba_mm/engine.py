@@ -2,6 +2,7 @@
 
 import ctypes
 import inspect
+import multiprocessing
 import os
 import re
 import signal
@@ -211,12 +212,12 @@ def adapt_to_cpu(cfg: Config) -> None:
 
 # What PyTorch's messages about other processes begin with or hold, and mean.
 _PROCESS_ERRORS = {
-    r'DataLoader timed out': 'the storage is too slow or a data worker '
-    'hangs; train_dataloader.timeout is the limit',
-    r'DataLoader worker': 'something killed a data worker, often for want of '
-    'memory; train_dataloader.num_workers is their number',
+    r'DataLoader timed out': '{error}: the storage is too slow or a data '
+    'worker hangs; train_dataloader.timeout is the limit',
+    r'DataLoader worker': '{error}: something killed a data worker, often for '
+    'want of memory; train_dataloader.num_workers is their number',
     r'.*(gloo|NCCL)': 'the connection to another process of the run is lost, '
-    'which ended first or hangs; its own last line says why',
+    'which ended first or hangs: its own last line says why',
 }
 
 
@@ -225,13 +226,29 @@ def _process_errors() -> Iterator[None]:
     """Say what it means when PyTorch misses another process."""
     try:
         yield
-    except RuntimeError as error:
-        for pattern, meaning in _PROCESS_ERRORS.items():
-            if re.match(pattern, str(error), re.DOTALL):
-                raise ProcessError(
-                    f'{meaning} ({error}). Training goes on with --resume'
-                ) from error
+    except Exception as error:
+        # A dead worker is a signal, which may come while anything is done, so
+        # that the error is inside of another one.
+        cause = error
+        while cause is not None:
+            for pattern, meaning in _PROCESS_ERRORS.items():
+                if isinstance(cause, RuntimeError) and re.match(
+                    pattern, str(cause), re.DOTALL
+                ):
+                    _kill_data_workers()
+                    text = meaning.format(error=str(cause).strip(' .'))
+                    raise ProcessError(
+                        f'{text}. Training goes on with --resume'
+                    ) from error
+            cause = cause.__cause__ or cause.__context__
         raise
+
+
+def _kill_data_workers() -> None:
+    """One that hangs would keep this process from ending."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's would raise
+    for worker in multiprocessing.active_children():
+        worker.kill()
 
 
 class SafeRunner(Runner):
@@ -399,14 +416,17 @@ def check_classes(runner: Runner) -> None:
 
 
 def end_with_launcher() -> None:
-    """Have Linux end this process when the one that started it ends.
+    """Have Linux end this process when the tool that started it ends.
 
-    torchrun's processes would train on when torchrun itself is killed, beside
+    torchrun's processes would go on when torchrun itself is killed, beside
     those of the next start.
     """
-    if sys.platform == 'linux':
+    launcher = os.environ.get('VCMAMBA_MM_LAUNCHER')  # set by _torchrun.py
+    if launcher and sys.platform == 'linux':
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG of sys/prctl.h
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+        if os.getppid() != int(launcher):
+            sys.exit('error: the launcher has ended')
 
 
 def build_runner(cfg: Config, *loops: str) -> SafeRunner:
@@ -417,8 +437,7 @@ def build_runner(cfg: Config, *loops: str) -> SafeRunner:
         *loops: Which of 'train', 'val', 'test' will run.
     """
     check_data(cfg, *loops)
-    if cfg.launcher == 'pytorch':
-        end_with_launcher()
+    end_with_launcher()
     if get_device() == 'cpu':
         adapt_to_cpu(cfg)
     runner = SafeRunner.from_cfg(cfg)

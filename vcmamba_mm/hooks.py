@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mmengine.dist import get_rank, is_main_process, master_only
+from mmengine.dist import broadcast, get_rank, is_main_process, master_only
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import HOOKS
@@ -23,11 +23,13 @@ class AtomicCheckpointHook(CheckpointHook):
 
     Files are whole or not there, and older ones, the best one included, are
     removed after the new one is written. A run that is resumed where it would
-    have validated validates there: it may have been killed before.
+    have validated validates there: it may have been killed before. Every
+    process validates with the running statistics that are saved.
     """
 
     def before_train(self, runner: Runner) -> None:
         super().before_train(runner)
+        self._best_before = {}
         if type(self.file_backend) is LocalBackend:
             if self.backend_args is None:
                 self.backend_args = dict(backend='atomic')
@@ -38,32 +40,41 @@ class AtomicCheckpointHook(CheckpointHook):
         if self._validation_is_due(runner):
             runner.val_loop.run()
 
+    def before_val_epoch(self, runner: Runner) -> None:
+        # Without SyncBN each process has its own; the first one's are saved.
+        for buffer in runner.model.buffers():
+            broadcast(buffer)
+
     @staticmethod
     def _validation_is_due(runner: Runner) -> bool:
         loop = runner.train_loop
         if not (runner._resume and runner.val_loop is not None):
             return False
         if isinstance(loop, IterBasedTrainLoop):
-            step = loop.iter
+            step, last = loop.iter, loop.max_iters
         else:
-            step = loop.epoch
+            step, last = loop.epoch, loop.max_epochs
             if loop.iter != step * len(loop.dataloader):
                 return False  # in the middle of an epoch
-        return step >= loop.val_begin and step % loop.val_interval == 0
+        return step >= loop.val_begin and (
+            step % loop.val_interval == 0 or step == last
+        )
 
     def _save_checkpoint_with_step(
         self, runner: Runner, step: int, meta: dict
     ) -> None:
-        kept = self.keep_ckpt_ids if self.max_keep_ckpts > 0 else [step]
-        if not kept or kept[-1] != step:
-            kept.append(step)
-            runner.message_hub.update_info('keep_ckpt_ids', list(kept))
-        name = self.filename_tmpl.format(step)
-        self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
+        self._forget_worse()
+        limited = self.max_keep_ckpts > 0
+        if limited and step not in list(self.keep_ckpt_ids)[-1:]:
+            self.keep_ckpt_ids.append(step)
+            runner.message_hub.update_info(
+                'keep_ckpt_ids', list(self.keep_ckpt_ids)
+            )
+        self.last_ckpt = self._path(step)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
         runner.save_checkpoint(
             self.out_dir,
-            name,
+            self.filename_tmpl.format(step),
             self.file_client_args,
             save_optimizer=self.save_optimizer,
             save_param_scheduler=self.save_param_scheduler,
@@ -77,32 +88,45 @@ class AtomicCheckpointHook(CheckpointHook):
                 self.last_ckpt.encode(),
                 Path(runner.work_dir) / 'last_checkpoint',
             )
-        while len(kept) > max(self.max_keep_ckpts, 1):
-            name = self.filename_tmpl.format(kept.popleft())
-            self._remove(self.file_backend.join_path(self.out_dir, name))
+        # If it is killed here, MMEngine removes them when it is resumed.
+        while limited and len(self.keep_ckpt_ids) > self.max_keep_ckpts:
+            self._remove(self._path(self.keep_ckpt_ids.popleft()))
+
+    def _path(self, step: int) -> str:
+        name = self.filename_tmpl.format(step)
+        return self.file_backend.join_path(self.out_dir, name)
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
         if not self.save_best:
             return
-        # MMEngine's method removes the best before it writes a better one,
-        # unless it does not know of it.
-        if len(self.key_indicators) == 1:
-            before = {'': self.best_ckpt_path}
-            self.best_ckpt_path = None
-        else:
-            before = dict(self.best_ckpt_path_dict)
-            self.best_ckpt_path_dict = dict.fromkeys(before)
+        # MMEngine's method removes the best before it has written a better
+        # one, unless it does not know of it.
+        self._best_before = self._best
+        self._best = dict.fromkeys(self._best_before)
         super()._save_best_checkpoint(runner, metrics)
-        if len(self.key_indicators) == 1:
-            after = {'': self.best_ckpt_path or before['']}
-            self.best_ckpt_path = after['']
+        self._forget_worse()
+
+    @property
+    def _best(self) -> dict[str, str | None]:
+        """Path of the best checkpoint by each metric."""
+        if len(self.key_indicators) > 1:
+            return self.best_ckpt_path_dict
+        return {'': self.best_ckpt_path}
+
+    @_best.setter
+    def _best(self, paths: dict[str, str | None]) -> None:
+        if len(self.key_indicators) > 1:
+            self.best_ckpt_path_dict = paths
         else:
-            after = {
-                key: path or before[key]
-                for key, path in self.best_ckpt_path_dict.items()
-            }
-            self.best_ckpt_path_dict = after
-        for path in set(before.values()) - set(after.values()) - {None}:
+            self.best_ckpt_path = paths['']
+
+    def _forget_worse(self) -> None:
+        """Remove the best ones of before that there is a better one for."""
+        if not self._best_before:
+            return
+        before, self._best_before = self._best_before, {}
+        self._best = {k: path or before[k] for k, path in self._best.items()}
+        for path in {*before.values()} - {*self._best.values(), None}:
             self._remove(path)
 
     @master_only
@@ -222,11 +246,11 @@ class CheckFiniteHook(Hook):
         where = f'{what} NaN or infinite at iteration {runner.iter + 1}'
         if self.skips > self.max_skips:
             raise NonFiniteError(
-                f'{where}, {self.skips} in a row: nothing was saved of it. '
-                'Look at the data and the learning rate, then go on from the '
-                'checkpoint before with --resume; --cfg-options '
-                'default_hooks.check_finite.action=skip leaves out such '
-                'iterations'
+                f'{where} ({self.skips} in a row): the weights are as before, '
+                'nothing was saved. A resumed run would come there again: '
+                'look at the data and the learning rate, or leave out such '
+                'iterations with --resume --cfg-options '
+                'default_hooks.check_finite.action=skip'
             )
         for buffer, value in zip(runner.model.buffers(), self._buffers):
             buffer.copy_(value)

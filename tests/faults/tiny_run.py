@@ -32,7 +32,7 @@ train_dataloader = loader
 val_dataloader = loader
 test_dataloader = loader
 val_evaluator = dict(topk=(1,))
-train_cfg = dict(max_epochs=20)
+train_cfg = dict(max_epochs=30)
 param_scheduler = [
     dict(
         type='LinearLR',
@@ -46,7 +46,7 @@ param_scheduler = [
         eta_min=1e-5,
         by_epoch=True,
         begin=2,
-        end=20,
+        end=30,
         convert_to_iter_based=True,
     ),
 ]
