@@ -113,32 +113,6 @@ def test_classification_recipe(name):
         )
 
 
-def test_what_decays():
-    from mmengine.optim import build_optim_wrapper
-
-    cfg = load('configs/vcmamba_s_8xb128_in1k.py')
-    model = MODELS.build(cfg.model)
-    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
-    decays = {
-        id(p): group['weight_decay']
-        for group in wrapper.optimizer.param_groups
-        for p in group['params']
-    }
-    for name, parameter in model.named_parameters():
-        expected = (
-            0 if (name.endswith('bias') or parameter.ndim == 1) else 0.05
-        )
-        assert decays[id(parameter)] == expected, name
-    mixer = model.backbone.stages[3].blocks[4].mixer
-    for parameter in (
-        mixer.A_log,
-        mixer.direction_B,
-        model.backbone.pos_embed,
-        model.backbone.stages[0].blocks[0].gamma,
-    ):
-        assert decays[id(parameter)] == 0.05
-
-
 def test_segmentation_recipe():
     cfg = load('configs/vcmamba_b_fpn_8xb4_40k_ade20k_512x512.py')
     assert cfg.optim_wrapper.optimizer == dict(

@@ -24,7 +24,7 @@ nodes=${NNODES:-1} restarts=${MAX_RESTARTS:-0}
 # to, which is often another address, and then nobody would listen.
 is_host=$((${NODE_RANK:-0} == 0))
 torchrun=(
-    python -m torch.distributed.run
+    python "$(dirname "$0")/_torchrun.py"
     --nnodes="$nodes"
     --rdzv-backend=c10d
     --rdzv-endpoint="${MASTER_ADDR:-127.0.0.1}:${PORT:-29500}"

@@ -74,9 +74,7 @@ def main() -> None:
             )
         if args.no_validate:
             cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
-        if args.resume is not None:
-            cfg.resume = True
-            cfg.load_from = None if args.resume == 'auto' else args.resume
+        cfg.resume_from = args.resume
         runner = build_runner(cfg, 'train', 'val')
     with one_line_errors(*LOOP_ERRORS):
         runner.train()

@@ -2,9 +2,9 @@
 
 Importing this package registers the backbone ``VCMamba``, the neck
 ``NormGlobalAveragePooling``, the sampler ``SeededSampler``, transforms that
-read pictures, hooks, and an optimizer constructor in MMEngine's root
-registries, and lets MMEngine read ``tar://`` and ``lmdb://``. What needs
-mmpretrain is in :mod:`vcmamba_mm.classification`.
+read pictures, hooks, a loop over epochs, and an optimizer constructor in
+MMEngine's root registries, and lets MMEngine read ``tar://`` and ``lmdb://``.
+What needs mmpretrain is in :mod:`vcmamba_mm.classification`.
 """
 
 try:
@@ -19,7 +19,9 @@ except ImportError as error:
     ) from error
 
 from .datasets import SeededSampler
+from .hooks import AtomicCheckpointHook, CheckFiniteHook, IterSeedHook
 from .labels import CheckMasksHook
+from .loops import ResumableEpochLoop
 from .models import NormGlobalAveragePooling, VCMamba
 from .monitor import GradNormHook, RawAndEMAHook, ThroughputHook
 from .optim import LayerDecayOptimWrapperConstructor
@@ -27,13 +29,17 @@ from .transforms import LoadImageStrict, ReplaceUnreadable, SeedSample
 from .version import __version__
 
 __all__ = [
+    'AtomicCheckpointHook',
+    'CheckFiniteHook',
     'CheckMasksHook',
     'GradNormHook',
+    'IterSeedHook',
     'LayerDecayOptimWrapperConstructor',
     'LoadImageStrict',
     'NormGlobalAveragePooling',
     'RawAndEMAHook',
     'ReplaceUnreadable',
+    'ResumableEpochLoop',
     'SeedSample',
     'SeededSampler',
     'ThroughputHook',

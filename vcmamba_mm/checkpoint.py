@@ -1,4 +1,4 @@
-"""Checkpoints: safe reading, and the released key names against ours.
+"""Checkpoints: safe reading and writing, and the released key names.
 
 Two layouts are read: those MMEngine writes, and the files of the authors'
 release, ``dict(model=..., model_ema=..., args=argparse.Namespace(...), ...)``.
@@ -6,6 +6,7 @@ release, ``dict(model=..., model_ema=..., args=argparse.Namespace(...), ...)``.
 
 import argparse
 import codecs
+import io
 import os
 import pickle
 import re
@@ -17,7 +18,7 @@ from types import FunctionType
 
 import numpy as np
 import torch
-from mmengine.fileio import get_local_path
+from mmengine.fileio import LocalBackend, get_local_path, register_backend
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.model import BaseModule
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
@@ -148,12 +149,14 @@ def read_checkpoint(
 
     Raises:
         FileNotFoundError: If there is no such file.
-        CheckpointError: If the file is truncated, is no checkpoint, or would
-            run code.
+        CheckpointError: If the file is truncated or altered, is no
+            checkpoint, or would run code.
     """
     with get_local_path(str(path)) as local, _safe_globals():
         if not os.path.isfile(local):
             raise FileNotFoundError(f'checkpoint {path} does not exist')
+        if not _sums_agree(local):
+            raise CheckpointError(_damaged(path))
         try:
             checkpoint = torch.load(
                 local, map_location=map_location, weights_only=True
@@ -195,6 +198,18 @@ _DAMAGE = (
 )
 
 
+def _sums_agree(path: str) -> bool:
+    """Compare the checksums that PyTorch writes, but does not compare."""
+    if not zipfile.is_zipfile(path):
+        return True  # another layout, or cut: the reading shows it
+    try:
+        with zipfile.ZipFile(path) as file:
+            sums = [item.CRC for item in file.infolist()]
+            return not any(sums) or file.testzip() is None
+    except _DAMAGE:
+        return False
+
+
 def _is_plain_pickle(path: str) -> bool:
     with open(path, 'rb') as file:
         return file.read(1) == pickle.PROTO
@@ -207,16 +222,118 @@ def _damaged(path: str | os.PathLike) -> str:
     )
 
 
-def write_checkpoint(checkpoint: dict, path: str | os.PathLike) -> None:
-    """Save under a temporary name, then rename: all of it or nothing."""
+# --------------------------------------------------------------- whole files
+
+
+def write_file(content: bytes, path: str | os.PathLike) -> None:
+    """Write under a temporary name, then rename: all of it or nothing.
+
+    Raises:
+        CheckpointError: If the file cannot be written, for one if the disk is
+            full. What was there under that name still is.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
-        torch.save(checkpoint, temporary)
-        os.replace(temporary, path)
-    finally:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, 'wb') as file:
+                file.write(content)
+                file.flush()
+                # On the disk before it has the name, and so after a power cut.
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            f'{path} cannot be written ({error.strerror}, '
+            f'{len(content) / 1e6:.1f} MB): what was there before is as it '
+            'was; make room, then go on (training: with --resume)'
+        ) from error
+
+
+def remove_leftovers(folder: str | os.PathLike) -> None:
+    """Remove what a killed :func:`write_file` left behind in a folder."""
+    for temporary in Path(folder).glob('.*.[0-9]*.tmp'):
         temporary.unlink(missing_ok=True)
+
+
+@register_backend('atomic')
+class AtomicLocalBackend(LocalBackend):
+    """MMEngine's local files, each written by :func:`write_file`."""
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        write_file(obj, filepath)
+
+    def put_text(
+        self, obj: str, filepath: str | Path, encoding: str = 'utf-8'
+    ) -> None:
+        write_file(obj.encode(encoding), filepath)
+
+
+def write_checkpoint(checkpoint: dict, path: str | os.PathLike) -> None:
+    """:func:`torch.save` by :func:`write_file`."""
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    write_file(buffer.getbuffer(), path)
+
+
+# ------------------------------------------------------------------ resuming
+
+
+def check_resumable(checkpoint: dict, path: str | os.PathLike) -> None:
+    """Refuse a checkpoint that holds no training, only weights.
+
+    Raises:
+        CheckpointError: Then.
+    """
+    if 'optimizer' not in checkpoint:
+        raise CheckpointError(
+            f'checkpoint {path} holds weights only, no training to '
+            'resume: start from it with --cfg-options load_from=FILE'
+        )
+
+
+def find_resumable(work_dir: str | os.PathLike) -> tuple[str, dict] | None:
+    """Find the newest checkpoint of a work dir that can be gone on from.
+
+    It is the one that ``last_checkpoint`` names; if that is damaged or gone,
+    the furthest of those beside it. One line is logged for each that fails.
+
+    Returns:
+        tuple[str, dict] | None: Path and 'meta' of the checkpoint, None if
+        there is no checkpoint at all.
+
+    Raises:
+        CheckpointError: If there are checkpoints, but none is good.
+    """
+    pointer = Path(work_dir) / 'last_checkpoint'
+    named = pointer.read_text().strip(' \n\0') if pointer.is_file() else ''
+    folders = {os.path.abspath(work_dir), os.path.dirname(named or pointer)}
+    others = {
+        str(path)
+        for folder in folders
+        for pattern in ('epoch_*.pth', 'iter_*.pth')
+        for path in Path(folder).glob(pattern)
+    } - {named}
+    good = []
+    for path in [named, *sorted(others)] if named else sorted(others):
+        try:
+            checkpoint = read_checkpoint(path)
+            check_resumable(checkpoint, path)
+        except (CheckpointError, FileNotFoundError) as error:
+            print_log(f'{error}. Looking for another one.')
+            continue
+        good.append((path, checkpoint['meta']))
+        if path == named:
+            break
+    if not good and (named or others):
+        raise CheckpointError(
+            f'no checkpoint in {work_dir} can be resumed from (see above): '
+            'name a good one with --resume FILE, or remove them to start anew'
+        )
+    return max(good, key=lambda item: item[1]['iter']) if good else None
 
 
 # ------------------------------------------------------- released key <-> ours

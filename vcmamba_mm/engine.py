@@ -1,7 +1,11 @@
 """What the command-line tools share: config, device, runner, errors."""
 
+import ctypes
 import inspect
+import multiprocessing
 import os
+import re
+import signal
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
@@ -11,23 +15,29 @@ from pathlib import Path
 import torch.distributed as dist
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
+from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.hooks import EMAHook
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import FlexibleRunner, Runner
 from torch import nn
+from torch.utils.data import DataLoader
 
 from .checkpoint import (
     CheckpointError,
     check_fit,
+    check_resumable,
     extract_state_dict,
+    find_resumable,
     read_checkpoint,
 )
+from .hooks import NonFiniteError
 from .labels import MaskError
+from .loops import ResumeError
 from .models.vcmamba import InputSizeError
 from .ops.scan import BackendError
 from .optim import CPUAmpOptimWrapper
-from .transforms import ImageReadError
 
 
 def add_common_arguments(parser: ArgumentParser) -> None:
@@ -95,14 +105,22 @@ SETUP_ERRORS = (
     OSError,
     ImportError,
 )
+
+
+class ProcessError(RuntimeError):
+    """A data worker, or another process of the run, hangs or is gone."""
+
+
 # ... and what may only turn up while the loop runs.
 LOOP_ERRORS = (
     CheckpointError,
-    ImageReadError,
+    ProcessError,
     InputSizeError,
     MaskError,
     BackendError,
-    FileNotFoundError,
+    NonFiniteError,
+    ResumeError,
+    OSError,
     ImportError,
 )
 
@@ -199,12 +217,128 @@ def adapt_to_cpu(cfg: Config) -> None:
         dist.init_process_group('gloo')
 
 
-class SafeRunner(Runner):
-    """MMEngine's runner, with checkpoints read safely, and wholly or not.
+# What PyTorch's messages about other processes begin with or hold, and mean.
+_PROCESS_ERRORS = {
+    r'DataLoader timed out': '{error}: the storage is too slow or a data '
+    'worker hangs; train_dataloader.timeout is the limit',
+    r'DataLoader worker': '{error}: something killed a data worker, often for '
+    'want of memory; train_dataloader.num_workers is their number',
+    r'.*(gloo|NCCL)': 'the connection to another process of the run is lost, '
+    'which ended first or hangs: its own last line says why',
+}
 
-    ``load_from``, ``resume`` and the checkpoint to test may be MMEngine's or
-    the authors' released files. No code in them runs; every key must match.
+
+@contextmanager
+def _process_errors() -> Iterator[None]:
+    """Say what it means when PyTorch misses another process."""
+    try:
+        yield
+    except Exception as error:
+        # A dead worker is a signal, which may come while anything is done, so
+        # that the error is inside of another one.
+        cause = error
+        while cause is not None:
+            for pattern, meaning in _PROCESS_ERRORS.items():
+                if isinstance(cause, RuntimeError) and re.match(
+                    pattern, str(cause), re.DOTALL
+                ):
+                    _kill_data_workers()
+                    text = meaning.format(error=str(cause).strip(' .'))
+                    raise ProcessError(
+                        f'{text}. Training goes on with --resume'
+                    ) from error
+            cause = cause.__cause__ or cause.__context__
+        raise
+
+
+def _kill_data_workers() -> None:
+    """One that hangs would keep this process from ending."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's would raise
+    for worker in multiprocessing.active_children():
+        worker.kill()
+
+
+class SafeRunner(Runner):
+    """MMEngine's runner for runs that are interrupted.
+
+    Checkpoints are written and read wholly or not, and no code in them runs.
+    ``load_from`` and the checkpoint to test may be MMEngine's or the authors'
+    released files. A resumed run has the seed of the interrupted one. The
+    key ``resume_from`` of the config is a checkpoint or ``'auto'``, the latest
+    good one in the work dir; without any ``load_from`` is what it always is.
     """
+
+    def set_randomness(self, seed: int | None = None, **kwargs) -> None:
+        """Choose the checkpoint to resume, and seed.
+
+        MMEngine reads the seed from the checkpoint too, but when samplers
+        have been built with another one.
+
+        Raises:
+            CheckpointError: If the checkpoint holds no training, or there are
+                some in the work dir and none is good.
+        """
+        wanted = self.cfg.get('resume_from')
+        if self.cfg.get('resume'):  # how MMEngine's configs say it
+            wanted = wanted or self.cfg.get('load_from') or 'auto'
+        # One process decides: a shared folder may look different to another.
+        choice = [None]
+        if wanted and is_main_process():
+            choice = [self._choose_checkpoint(wanted)]
+        broadcast_object_list(choice)
+        self._resume_from, resumed_seed = choice[0] or (None, None)
+        if resumed_seed is not None:
+            if seed not in (None, resumed_seed):
+                print_log(
+                    f'The seed is {resumed_seed}, of the run that is '
+                    f'resumed, not {seed}'
+                )
+            seed = resumed_seed
+            self._randomness_cfg = dict(seed=seed, **kwargs)
+        super().set_randomness(seed, **kwargs)
+
+    def _choose_checkpoint(self, path: str) -> tuple[str, int] | None:
+        if path != 'auto':
+            checkpoint = read_checkpoint(path)
+            check_resumable(checkpoint, path)
+            return path, checkpoint['meta'].get('seed')
+        found = find_resumable(self.work_dir)
+        if found is None:
+            print_log(f'Nothing to resume in {self.work_dir}: a new run')
+            return None
+        path, meta = found
+        return path, meta.get('seed')
+
+    @staticmethod
+    def build_dataloader(
+        dataloader: DataLoader | dict, *args, **kwargs
+    ) -> DataLoader:
+        """As MMEngine's; workers may take ``timeout`` seconds for a batch.
+
+        300 by default, less than the processes wait for each other.
+        """
+        if isinstance(dataloader, dict):
+            timeout = dataloader.get('timeout', 300)
+            if not dataloader.get('num_workers'):
+                timeout = 0
+            dataloader = {**dataloader, 'timeout': timeout}
+        return Runner.build_dataloader(dataloader, *args, **kwargs)
+
+    def train(self) -> nn.Module:
+        """As MMEngine's.
+
+        Raises:
+            ProcessError: If another process hangs or is gone.
+        """
+        with _process_errors():
+            return super().train()
+
+    def load_or_resume(self) -> None:
+        """Load what was chosen when the runner was built."""
+        self._resume = self._resume_from is not None
+        if self._resume:
+            self._load_from = self._resume_from
+        super().load_or_resume()
 
     def _maybe_compile(self, target: str) -> None:
         """Compile the backbone, which is one graph.
@@ -250,18 +384,34 @@ class SafeRunner(Runner):
         self.logger.info(f'Load checkpoint from {filename}')
         return checkpoint
 
-    def resume(self, filename: str, *args, **kwargs) -> None:
-        """Continue a run; see :meth:`mmengine.runner.Runner.resume`.
+    def save_checkpoint(
+        self,
+        out_dir: str,
+        filename: str,
+        file_client_args: dict | None = None,
+        *args,
+        backend_args: dict | None = None,
+        **kwargs,
+    ) -> None:
+        """As MMEngine's; a local file is written wholly or not at all.
 
         Raises:
-            CheckpointError: If there are only weights in the file.
+            CheckpointError: If it cannot be written.
         """
-        if 'optimizer' not in read_checkpoint(filename):
-            raise CheckpointError(
-                f'checkpoint {filename} holds weights only, no training to '
-                'resume: start from it with --cfg-options load_from=FILE'
-            )
-        super().resume(filename, *args, **kwargs)
+        if (
+            file_client_args is None
+            and backend_args is None
+            and type(get_file_backend(out_dir)) is LocalBackend
+        ):
+            backend_args = dict(backend='atomic')
+        super().save_checkpoint(
+            out_dir,
+            filename,
+            file_client_args,
+            *args,
+            backend_args=backend_args,
+            **kwargs,
+        )
 
 
 def check_classes(runner: Runner) -> None:
@@ -282,6 +432,20 @@ def check_classes(runner: Runner) -> None:
             f'the training data has {len(classes)} classes, the head '
             f'{num_classes}: set num_classes in the config'
         )
+
+
+def end_with_launcher() -> None:
+    """Have Linux end this process when the tool that started it ends.
+
+    torchrun's processes would go on when torchrun itself is killed, beside
+    those of the next start.
+    """
+    launcher = os.environ.get('VCMAMBA_MM_LAUNCHER')  # set by _torchrun.py
+    if launcher and sys.platform == 'linux':
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of sys/prctl.h
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+        if os.getppid() != int(launcher):
+            sys.exit('error: the launcher has ended')
 
 
 def check_switches(cfg: Config) -> None:
@@ -325,6 +489,7 @@ def build_runner(cfg: Config, *loops: str) -> SafeRunner | FlexibleRunner:
         *loops: Which of 'train', 'val', 'test' will run.
     """
     check_data(cfg, *loops)
+    end_with_launcher()
     for loop in loops:
         # A picture that cannot be read is named.
         dataloader = cfg.get(f'{loop}_dataloader')
@@ -334,6 +499,10 @@ def build_runner(cfg: Config, *loops: str) -> SafeRunner | FlexibleRunner:
     sharded = 'train' in loops and cfg.get('strategy') is not None
     if sharded:
         from . import fsdp  # noqa: F401 - registers it; needs PyTorch 2.6
+
+        resume = cfg.get('resume_from')
+        cfg.resume = bool(resume)
+        cfg.load_from = None if resume == 'auto' else resume or cfg.load_from
     if get_device() == 'cpu':
         adapt_to_cpu(cfg)
     runner = (FlexibleRunner if sharded else SafeRunner).from_cfg(cfg)

@@ -10,9 +10,14 @@ default_hooks = dict(
     logger=dict(type='LoggerHook', interval=100),
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(
-        type='CheckpointHook', interval=1, max_keep_ckpts=3, save_best='auto'
+        type='AtomicCheckpointHook',
+        interval=1,
+        max_keep_ckpts=3,
+        save_best='auto',
     ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
+    iter_seed=dict(type='IterSeedHook'),
+    check_finite=dict(type='CheckFiniteHook', action='stop'),
     visualization=dict(type='VisualizationHook', enable=False),
 )
 env_cfg = dict(

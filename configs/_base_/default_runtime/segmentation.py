@@ -8,13 +8,15 @@ default_hooks = dict(
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(
-        type='CheckpointHook',
+        type='AtomicCheckpointHook',
         by_epoch=False,
         interval=4000,
         max_keep_ckpts=3,
         save_best='mIoU',
     ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
+    iter_seed=dict(type='IterSeedHook'),
+    check_finite=dict(type='CheckFiniteHook', action='stop'),
     visualization=dict(type='SegVisualizationHook'),
 )
 env_cfg = dict(

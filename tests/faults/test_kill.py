@@ -1,0 +1,168 @@
+"""Runs of two processes that are killed at random moments, and go on."""
+
+import json
+import random
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from launch import (
+    Training,
+    children,
+    descendants,
+    kill,
+    make_pictures,
+    wait_for,
+)
+
+from vcmamba_mm.checkpoint import read_checkpoint
+
+pytest.importorskip('mmpretrain')
+pytestmark = pytest.mark.faults
+
+KILLS = 20
+ITERATIONS = 240  # of tiny_run.py
+# Who dies. What is left of the run has to end by itself.
+VICTIMS = ('rank 0', 'rank 1', 'data worker', 'torchrun', 'all')
+
+
+def records(work_dir: Path) -> dict[tuple, list[dict]]:
+    """What the visualizer wrote: loss and learning rate, accuracy, by step."""
+    found = {}
+    for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
+        for line in path.read_text().splitlines():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:  # cut off by the kill
+                continue
+            for name in ('time', 'data_time'):
+                record.pop(name, None)
+            kind = 'loss' if 'loss' in record else 'accuracy'
+            found.setdefault((kind, record['step']), []).append(record)
+    return found
+
+
+def contents(work_dir: Path) -> dict[str, dict]:
+    """All the checkpoints, but for what tells the time."""
+    found = {}
+    for path in work_dir.glob('*.pth'):
+        found[path.name] = read_checkpoint(path)
+        del found[path.name]['meta'], found[path.name]['message_hub']
+    return found
+
+
+def assert_same(left: object, right: object, name: str = '') -> None:
+    """Every bit."""
+    if isinstance(left, dict):
+        assert left.keys() == right.keys(), name
+        for key in left:
+            assert_same(left[key], right[key], f'{name}/{key}')
+    elif isinstance(left, (list, tuple)):
+        assert len(left) == len(right), name
+        for i, pair in enumerate(zip(left, right)):
+            assert_same(*pair, f'{name}/{i}')
+    elif isinstance(left, torch.Tensor):
+        assert torch.equal(left, right), name
+    else:
+        assert left == right, name
+
+
+def strike(training: Training, victim: str) -> str:
+    """Kill -9; return who it was, for some may not be there yet."""
+    workers = training.workers()
+    if victim == 'all':
+        targets = [training.pid, *descendants(training.pid)]
+    elif victim.startswith('rank') and len(workers) == 2:
+        targets = [workers[int(victim[-1])]]
+    elif victim == 'data worker' and workers and children(workers[0]):
+        targets = children(workers[0])[:1]
+    else:
+        victim = 'torchrun'
+        targets = [training.pid]
+    for pid in targets:
+        kill(pid)
+    return victim
+
+
+def check_end(training: Training, victim: str) -> None:
+    """Who is left ends, with a line that says who died."""
+    code = training.wait()
+    if victim in ('torchrun', 'all'):
+        assert code == -signal.SIGKILL
+    elif victim == 'data worker':
+        assert code == 2
+        assert any('killed a data worker' in li for li in training.errors)
+    else:
+        assert code == 128 + signal.SIGKILL
+        assert re.match(
+            f'error: process {victim[-1]} .* was killed by SIGKILL first',
+            training.errors[-1],
+        )
+
+
+def latest(work_dir: Path) -> Path | None:
+    pointer = work_dir / 'last_checkpoint'
+    return Path(pointer.read_text()) if pointer.exists() else None
+
+
+def test_killed_at_random_moments(tmp_path):
+    """After 20 kills everything is, bit by bit, as without any."""
+    data = make_pictures(tmp_path / 'data')
+    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+
+    def train(work_dir):
+        return Training(work_dir, data, 'randomness.seed=0')
+
+    begin = time.monotonic()
+    training = train(whole)
+    wait_for(training.iterations, 120)
+    start_up = time.monotonic() - begin
+    assert training.wait(300) == 0, training.log[-3000:]
+
+    dice = random.Random(0)
+    victims = [VICTIMS[i % len(VICTIMS)] for i in range(KILLS)]
+    dice.shuffle(victims)
+    at = 0
+    for number, victim in enumerate(victims, 1):
+        training = train(killed)
+        if number % 5 == 0:  # while it starts
+            pause = dice.uniform(0, start_up)
+            moment = f'{pause:.1f} s after its start'
+        else:  # while it trains, validates, saves
+            count = dice.randint(1, 14)
+            wait_for(lambda t=training, n=count: t.iterations() >= n, 120)
+            pause = dice.uniform(0, 0.1)
+            moment = f'{1000 * pause:.0f} ms after {count} iterations'
+        time.sleep(pause)
+        assert training.process.poll() is None, training.log[-3000:]
+        victim = strike(training, victim)
+        check_end(training, victim)
+        if at and training.iterations():
+            assert f', iter: {at}\n' in training.log
+        newest = latest(killed)
+        contents(killed)  # all can be read
+        if newest is not None:
+            assert read_checkpoint(newest)['meta']['iter'] >= at
+            at = read_checkpoint(newest)['meta']['iter']
+        sys.stdout.write(
+            f'kill {number}: {victim}, {moment}; {at} iterations saved\n'
+        )
+        if number == KILLS // 2:
+            newest.write_bytes(newest.read_bytes()[:-1000])
+            at = 0
+    training = train(killed)
+    assert training.wait(300) == 0, training.log[-3000:]
+
+    expected, found = records(whole), records(killed)
+    assert len([key for key in expected if key[0] == 'loss']) == ITERATIONS
+    assert found.keys() == expected.keys()
+    for key, values in found.items():
+        # Some twice: in the run that was killed and in the next.
+        for value in values:
+            assert_same(value, expected[key][0], str(key))
+    assert_same(contents(killed), contents(whole))
+    assert not list(killed.glob('.*'))
