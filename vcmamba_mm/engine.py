@@ -335,9 +335,8 @@ class SafeRunner(Runner):
 
     def load_or_resume(self) -> None:
         """Load what was chosen when the runner was built."""
-        self._resume = self._resume_from is not None
-        if self._resume:
-            self._load_from = self._resume_from
+        if self._resume_from is not None:
+            self._resume, self._load_from = True, self._resume_from
         super().load_or_resume()
 
     def _maybe_compile(self, target: str) -> None:
