@@ -153,7 +153,6 @@ def _equalize(op: stock.Equalize, image: np.ndarray) -> np.ndarray:
         if step:
             below = np.cumsum(counts) - counts
             values = np.minimum((below + step // 2) // step, 255)
-            values[0] = 0
         else:
             values = _VALUES[0]
         table[:, channel] = values
