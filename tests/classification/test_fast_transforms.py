@@ -165,6 +165,18 @@ def test_far_translations(offset, direction):
     assert np.abs(got.astype(int) - expected).max() <= 6
 
 
+def test_operations_of_others():
+    cfg = dict(num_policies=2, magnitude_level=9)
+    cfg['policies'] = [dict(type='ColorJitter', brightness=0.4)]
+    stock, fast = build(
+        [cfg | dict(type=t) for t in ('RandAugment', 'FastRandAugment')]
+    )
+    torch.manual_seed(0)
+    expected, _ = run_op(stock, scene(), 0)
+    torch.manual_seed(0)
+    assert np.array_equal(run_op(fast, scene(), 0)[0], expected)
+
+
 def test_other_interpolations_are_mmpretrains():
     cfg = dict(STOCK[3]) | dict(hparams=dict(interpolation='nearest'))
     stock, fast = build([cfg, cfg | dict(type='FastRandAugment')])
