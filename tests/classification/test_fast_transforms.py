@@ -165,6 +165,18 @@ def test_far_translations(offset, direction):
     assert np.abs(got.astype(int) - expected).max() <= 6
 
 
+def test_operations_of_others():
+    cfg = dict(num_policies=2, magnitude_level=9)
+    cfg['policies'] = [dict(type='ColorJitter', brightness=0.4)]
+    stock, fast = build(
+        [cfg | dict(type=t) for t in ('RandAugment', 'FastRandAugment')]
+    )
+    torch.manual_seed(0)
+    expected, _ = run_op(stock, scene(), 0)
+    torch.manual_seed(0)
+    assert np.array_equal(run_op(fast, scene(), 0)[0], expected)
+
+
 def test_other_interpolations_are_mmpretrains():
     cfg = dict(STOCK[3]) | dict(hparams=dict(interpolation='nearest'))
     stock, fast = build([cfg, cfg | dict(type='FastRandAugment')])
@@ -205,8 +217,8 @@ def test_noise_is_normal(which):
         )[which]
     )
     np.random.seed(3)
-    image = np.zeros((400, 500, 3), np.uint8)
-    pixels = transform._fill_pixels(image, 0, 0, 400, 500).reshape(-1, 3)
+    image = np.zeros((800, 1000, 3), np.uint8)
+    pixels = transform._fill_pixels(image, 0, 0, 800, 1000).reshape(-1, 3)
     for channel in range(3):
         mean, std = transform.fill_color[channel], transform.fill_std[channel]
         edges = np.arange(1, 256)  # values v with v <= x < v + 1
@@ -214,10 +226,25 @@ def test_noise_is_normal(which):
         expected = np.diff([0, *below, 1]) * len(pixels)
         counts = np.bincount(pixels[:, channel], minlength=256)
         assert stats.chisquare(counts, expected).pvalue > 1e-4
+        # Rounding up would make it half a step more; 0.06 is its deviation.
+        difference = pixels[:, channel].mean() - expected @ range(256) / 8e5
+        assert abs(difference) < 0.25
     # the colours are drawn one by one, and so are neighbours
     correlation = np.corrcoef(pixels.T)
     assert np.abs(correlation[np.triu_indices(3, 1)]).max() < 0.01
     assert abs(np.corrcoef(pixels[1:, 0], pixels[:-1, 0])[0, 1]) < 0.01
+
+
+def test_noise_follows_the_seed():
+    (erase,) = build([dict(FAST[4], erase_prob=1.0)])
+    image = scene()
+    first, again, other = (run_op(erase, image, seed)[0] for seed in (1, 1, 2))
+    assert np.array_equal(first, again)
+    np.random.seed(2)
+    region = erase._fill_pixels(image.copy(), 0, 0, 20, 20)[:20, :20]
+    np.random.seed(3)
+    assert (region != erase._fill_pixels(image, 0, 0, 20, 20)[:20, :20]).any()
+    assert not np.array_equal(first, other)
 
 
 def test_erasing_with_one_colour():

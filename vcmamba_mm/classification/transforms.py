@@ -24,12 +24,13 @@ from ..transforms import unreadable
 
 
 def _undecorated(transform: type, name: str) -> Callable:
-    """A method without mmcv's ``cache_randomness``.
+    """A method without mmcv's ``cache_randomness``, if it has that.
 
     The decorator lets draws be repeated, and takes longer than many of the
     operations here.
     """
-    return inspect.getattr_static(transform, name).func
+    method = inspect.getattr_static(transform, name)
+    return getattr(method, 'func', method)
 
 
 @TRANSFORMS.register_module()
@@ -135,9 +136,11 @@ def _auto_contrast(op: stock.AutoContrast, image: np.ndarray) -> np.ndarray:
     table = np.empty((256, 3), np.uint8)
     for channel, plane in enumerate(cv2.split(image)):
         low, high, *_ = cv2.minMaxLoc(plane)
-        scale = 255 / (high - low) if high > low else 1
-        offset = -low * scale if high > low else 0
-        table[:, channel] = np.clip(_VALUES[0] * scale + offset, 0, 255)
+        values = _VALUES[0]
+        if high > low:
+            scale = 255 / (high - low)
+            values = np.clip(values * scale + -low * scale, 0, 255)
+        table[:, channel] = values
     return cv2.LUT(image, table[None])
 
 
@@ -150,12 +153,10 @@ def _equalize(op: stock.Equalize, image: np.ndarray) -> np.ndarray:
         counts = counts.ravel().astype(np.int64)
         # without those of the largest value
         step = (counts.sum() - counts[counts.nonzero()[0][-1]]) // 255
+        values = _VALUES[0]
         if step:
             below = np.cumsum(counts) - counts
             values = np.minimum((below + step // 2) // step, 255)
-            values[0] = 0
-        else:
-            values = _VALUES[0]
         table[:, channel] = values
     return cv2.LUT(image, table[None])
 
@@ -295,9 +296,10 @@ class FastRandAugment(stock.RandAugment):
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         for op in self.transforms:
-            for name in ('disable', 'magnitude', 'negative'):
-                draw = _undecorated(type(op), f'random_{name}')
-                setattr(op, f'random_{name}', MethodType(draw, op))
+            if isinstance(op, stock.BaseAugTransform):
+                for name in ('disable', 'magnitude', 'negative'):
+                    draw = _undecorated(type(op), f'random_{name}')
+                    setattr(op, f'random_{name}', MethodType(draw, op))
 
     def random_policy_indices(self) -> list[int]:
         # What np.random.choice does, without its checks

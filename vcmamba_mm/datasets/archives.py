@@ -66,7 +66,8 @@ class TarArchive:
                     'restore it, or index the folder again with '
                     f'tools/make_shards.py {root}'
                 )
-        self._index = np.load(self._root / _INDEX, mmap_mode='r')
+        # As an array, whose items are read faster than those of a memmap
+        self._index = np.asarray(np.load(self._root / _INDEX, mmap_mode='r'))
         if len(self._index) != described['files']:
             raise ArchiveError(
                 f'{root} has an index of something else: index it again with '

@@ -38,8 +38,8 @@ class JpegHeader(NamedTuple):
         width: Columns in the file.
         orientation: How to turn the picture, Exif's numbers; 1 is as it is.
         height_at: Where the height stands in the file, two bytes.
-        row_height: Rows of pixels that are coded together; 0 if those above
-            cannot be decoded without those below (progressive files).
+        in_order: Whether all of a row comes before the next row, unlike in
+            progressive files.
         subsampled: Whether colours have fewer rows than the brightness.
     """
 
@@ -47,7 +47,7 @@ class JpegHeader(NamedTuple):
     width: int
     orientation: int
     height_at: int
-    row_height: int
+    in_order: bool
     subsampled: bool
 
 
@@ -90,16 +90,13 @@ def read_jpeg_header(content: bytes) -> JpegHeader | None:
     if colours not in (1, 3) or not (height and width):
         return None
     factors = {frame[11 + 3 * i] & 15 for i in range(colours)}
-    # A single colour is coded block by block, whatever its factor is.
-    row_height = 8 * max(factors) if colours == 3 else 8
-    # Only if all colours of a row come before the next row
-    in_order = frame[1] != 0xC2 and content[at + 4] == colours
     return JpegHeader(
         height,
         width,
         orientation,
         frame_at + 5,
-        row_height if in_order else 0,
+        # Another number of colours here means that others follow later.
+        frame[1] != 0xC2 and content[at + 4] == colours,
         len(factors) > 1,
     )
 
@@ -177,21 +174,19 @@ class JpegPicture:
         return image[top:bottom, left:right]
 
     def _decode_down_to(self, bottom: int, scale: int) -> np.ndarray:
-        """Decode the rows above ``bottom``, or more, at 1 / ``scale``.
+        """Decode the rows above ``bottom``, or all, at 1 / ``scale``.
 
         The decoder is told that the picture ends there. Colours that have
         fewer rows are interpolated between rows, and need the next one too.
         """
         header, content = self.header, self.content
         rows = header.height
-        if header.row_height:
-            bottom += 2 * scale * header.subsampled
-            bottom += -bottom % header.row_height
-            if bottom < rows:
-                rows = bottom
-                content = bytearray(content)
-                at = header.height_at
-                content[at : at + 2] = rows.to_bytes(2, 'big')
+        bottom += 2 * header.subsampled
+        if bottom < rows and header.in_order:
+            rows = bottom
+            content = bytearray(content)
+            at = header.height_at
+            content[at : at + 2] = rows.to_bytes(2, 'big')
         try:
             return simplejpeg.decode_jpeg(
                 content,
