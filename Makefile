@@ -6,7 +6,7 @@ export PATH := $(BIN):$(PATH)
 # Threads that wait do not take the core from those that work.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test gpu benchmark docs lint clean
+.PHONY: demo test test-faults gpu benchmark docs lint clean
 
 # An environment with the maintained stack; made again when needs change.
 $(VENV)/installed: setup.py pyproject.toml $(wildcard requirements/*.txt)
@@ -39,6 +39,10 @@ test: $(VENV)/installed
 benchmark: $(VENV)/installed
 	python benchmarks/scan.py
 	python benchmarks/model.py
+
+# Kills processes and hosts, fills disks: at most 20 minutes.
+test-faults: $(VENV)/installed
+	OMP_NUM_THREADS=1 python -m pytest tests/faults -m faults
 
 # What a GPU has to show: the kernels on it, at all sizes, and their times.
 gpu: $(VENV)/installed
