@@ -136,7 +136,7 @@ def load_config(args: Namespace) -> Config:
     if not os.path.isfile(args.config):
         raise FileNotFoundError(f'config {args.config} does not exist')
     cfg = Config.fromfile(args.config)
-    known = {*cfg, 'compile', 'strategy'}
+    known = {*cfg, 'compile', 'strategy', 'find_unused_parameters'}
     known.update(inspect.signature(Runner.__init__).parameters)
     for option in args.cfg_options or {}:
         if option.split('.')[0] not in known:
