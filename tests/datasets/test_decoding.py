@@ -193,7 +193,7 @@ JPEG = encode(scene(60, 80))
 @pytest.mark.parametrize(
     'content, message',
     [
-        (b'', 'empty'),
+        (b'', 'cannot be decoded'),
         (b'not a picture', 'cannot be decoded'),
         (JPEG[:2], 'header is cut off'),
         (JPEG[:150], 'header is cut off'),
@@ -207,3 +207,28 @@ def test_damage_is_noticed(decoder, content, message):
     with pytest.raises(DecodeError, match=message):
         picture = open_picture(content)
         picture.crop((0, 0, *picture.shape), picture.shape)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    kind=st.sampled_from(['4:2:0', 'gray', 'progressive', 'orientation 6']),
+    changes=st.lists(
+        st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=4
+    ),
+    in_header=st.booleans(),
+)
+def test_damaged_files_give_a_crop_or_one_error(kind, changes, in_header):
+    content = bytearray(encode(scene(60, 80), **KINDS[kind]))
+    end = content.index(b'\xff\xda') + 14 if in_header else len(content)
+    for place, value in changes:
+        content[int(place * (end - 1))] = value
+    try:
+        picture = open_picture(bytes(content))
+        height, width = picture.shape
+        if height * width > 10**6:
+            return
+        box = (height // 3, width // 4, -(-height // 2), -(-width // 2))
+        crop = picture.crop(box, (224, 224))
+    except DecodeError:
+        return
+    assert crop.shape == (*box[2:], 3) and crop.dtype == np.uint8

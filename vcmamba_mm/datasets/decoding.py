@@ -82,12 +82,12 @@ def read_jpeg_header(content: bytes) -> JpegHeader | None:
         at = end
     else:
         raise DecodeError('the header is cut off or damaged')
-    if content.rfind(_EOI, at) < 0:
+    if content.rfind(_EOI, at + 5) < 0:
         raise DecodeError('it is cut off')
-    if frame is None or frame[1] > 0xC2 or frame[4] != 8:
+    if frame is None or frame[1] > 0xC2 or len(frame) < 10 or frame[4] != 8:
         return None
     height, width, colours = _uint16(frame, 5), _uint16(frame, 7), frame[9]
-    if colours not in (1, 3) or not (height and width):
+    if colours not in (1, 3) or len(frame) < 10 + 3 * colours:
         return None
     factors = {frame[11 + 3 * i] & 15 for i in range(colours)}
     return JpegHeader(
@@ -162,16 +162,15 @@ class JpegPicture:
         if simplejpeg and self.header.orientation == 1:
             image = self._decode_down_to(top + height, scale)
         else:
-            image = cv2.imdecode(
-                np.frombuffer(self.content, np.uint8), _SCALES[scale]
-            )
-            if image is None:
-                raise DecodeError('it cannot be decoded')
+            image = _decode_all(self.content, _SCALES[scale])
         top, left, bottom, right = (
             (2 * edge + scale) // (2 * scale)  # rounded, halves up
             for edge in (top, left, top + height, left + width)
         )
-        return image[top:bottom, left:right]
+        crop = image[top:bottom, left:right]
+        if crop.shape != (bottom - top, right - left, 3):
+            raise DecodeError('it has another size than its header says')
+        return crop
 
     def _decode_down_to(self, bottom: int, scale: int) -> np.ndarray:
         """Decode the rows above ``bottom``, or all, at 1 / ``scale``.
@@ -242,12 +241,17 @@ def open_picture(content: bytes) -> JpegPicture | WholePicture:
             raise DecodeError('it is cut off')
         image = np.frombuffer(content, np.uint8, 3 * height * width, ppm.end())
         return WholePicture(image.reshape(height, width, 3), rgb=True)
-    if not content:
-        raise DecodeError('it is empty')
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    return WholePicture(_decode_all(content, cv2.IMREAD_COLOR))
+
+
+def _decode_all(content: bytes, flag: int) -> np.ndarray:
+    try:
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), flag)
+    except cv2.error:  # empty, or too large
+        image = None
     if image is None:
         raise DecodeError('it cannot be decoded')
-    return WholePicture(image)
+    return image
 
 
 def decode_jpeg(content: bytes) -> np.ndarray | None:
