@@ -24,13 +24,22 @@ import measure
 import mmpretrain.datasets
 import numpy as np
 import torch
-from measure import Goal, Timing, WrongResultError
+from measure import Goal, WrongResultError
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.runner import Runner
 
 import vcmamba_mm.classification
+from vcmamba_mm.analysis.timing import (
+    FULL,
+    QUICK,
+    Call,
+    Timing,
+    digits,
+    table,
+    time_side_by_side,
+)
 from vcmamba_mm.datasets import SampleIndex, decoding
 from vcmamba_mm.datasets.archives import find_files, write_lmdb, write_tar
 from vcmamba_mm.engine import one_line_errors
@@ -124,7 +133,7 @@ def without_simplejpeg(contestant: Contestant):
     return mock.patch.object(decoding, 'simplejpeg', decoder)
 
 
-def one_pass(dataset: BaseDataset, contestant: Contestant) -> measure.Call:
+def one_pass(dataset: BaseDataset, contestant: Contestant) -> Call:
     """A function that augments all the pictures once."""
 
     def call(seed: int) -> None:
@@ -277,7 +286,7 @@ def report_lines(
         '',
         '## The whole pipeline in one process',
         '',
-        *measure.table(
+        *table(
             [
                 'pipeline',
                 'ms per picture',
@@ -289,7 +298,7 @@ def report_lines(
                 [
                     str(contestant),
                     str(timing),
-                    measure.digits(1000 / timing.median),
+                    digits(1000 / timing.median),
                     measure.ratio(timing, baseline),
                     f'{differences[str(contestant)]:.2f}',
                 ]
@@ -307,7 +316,7 @@ def report_lines(
     for contestant, its in stages.items():
         lines += [
             '',
-            *measure.table(
+            *table(
                 [str(contestant), 'ms'],
                 [[name, f'{ms:.3f}'] for name, ms in its.items()],
             ),
@@ -320,15 +329,13 @@ def report_lines(
         '',
         '## Loader, pictures per second against workers',
         '',
-        *measure.table(
+        *table(
             ['pipeline', *map(str, workers)],
             [
                 [
                     str(contestant),
                     *(
-                        measure.digits(
-                            statistics.median(loaders[contestant, number])
-                        )
+                        digits(statistics.median(loaders[contestant, number]))
                         for number in workers
                     ),
                 ]
@@ -376,7 +383,7 @@ def run(args: argparse.Namespace, scratch: Path) -> None:
         for contestant, cfg in cfgs.items()
     }
     differences = check(datasets)
-    effort = measure.QUICK if args.quick else measure.FULL
+    effort = QUICK if args.quick else FULL
     pictures = len(datasets[BASELINE])
     timings = {
         contestant: Timing(
@@ -386,7 +393,7 @@ def run(args: argparse.Namespace, scratch: Path) -> None:
             timing.calls_per_sample,
             timing.warm_ups,
         )
-        for contestant, timing in measure.time_side_by_side(
+        for contestant, timing in time_side_by_side(
             {c: one_pass(dataset, c) for c, dataset in datasets.items()},
             'cpu',
             **effort,

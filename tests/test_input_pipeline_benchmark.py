@@ -12,7 +12,6 @@ pytest.importorskip('lmdb')
 
 def test_quick_run(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(ROOT / 'benchmarks'))
-    pytest.importorskip('measure')
     import input_pipeline
 
     input_pipeline.main(
@@ -38,7 +37,6 @@ def test_quick_run(monkeypatch, tmp_path):
 
 def test_a_wrong_contestant_is_noticed(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(ROOT / 'benchmarks'))
-    pytest.importorskip('measure')
     import input_pipeline
 
     from vcmamba_mm.classification import FastRandomFlip
