@@ -4,7 +4,7 @@ Importing this package registers the backbone ``VCMamba``, the neck
 ``NormGlobalAveragePooling``, the sampler ``SeededSampler``, transforms that
 read pictures, hooks, a loop over epochs, and an optimizer constructor in
 MMEngine's root registries, and lets MMEngine read ``tar://`` and ``lmdb://``.
-What needs mmpretrain is in :mod:`vcmamba_mm.classification`.
+What needs mmpretrain is in ``vcmamba_mm.classification``.
 """
 
 try:

@@ -142,7 +142,7 @@ def read_checkpoint(
 
     Args:
         path: A file, or a URL of any kind that MMEngine reads.
-        map_location: As in :func:`torch.load`.
+        map_location: As in ``torch.load``.
 
     Returns:
         dict: What was saved.
@@ -254,14 +254,14 @@ def write_file(content: bytes, path: str | os.PathLike) -> None:
 
 
 def remove_leftovers(folder: str | os.PathLike) -> None:
-    """Remove what a killed :func:`write_file` left behind in a folder."""
+    """Remove what a killed ``write_file`` left behind in a folder."""
     for temporary in Path(folder).glob('.*.[0-9]*.tmp'):
         temporary.unlink(missing_ok=True)
 
 
 @register_backend('atomic')
 class AtomicLocalBackend(LocalBackend):
-    """MMEngine's local files, each written by :func:`write_file`."""
+    """MMEngine's local files, each written by ``write_file``."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         write_file(obj, filepath)
@@ -273,7 +273,7 @@ class AtomicLocalBackend(LocalBackend):
 
 
 def write_checkpoint(checkpoint: dict, path: str | os.PathLike) -> None:
-    """:func:`torch.save` by :func:`write_file`."""
+    """``torch.save`` by ``write_file``."""
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
     write_file(buffer.getbuffer(), path)
@@ -434,7 +434,7 @@ def from_released(state_dict: StateDict) -> StateDict:
 
 
 def to_released(state_dict: StateDict) -> StateDict:
-    """The inverse of :func:`from_released`."""
+    """The inverse of ``from_released``."""
     return _rename(state_dict, _key_to_released, 'vcmamba_mm')
 
 
@@ -460,7 +460,7 @@ def extract_state_dict(
     """Take the weights out of a checkpoint of either layout, in our names.
 
     Args:
-        checkpoint: What :func:`read_checkpoint` returned.
+        checkpoint: What ``read_checkpoint`` returned.
         source: Where it came from, for error messages.
         key: Which weights: 'model', the raw ones, or 'model_ema', their
             average.

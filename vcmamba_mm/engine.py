@@ -358,7 +358,7 @@ class SafeRunner(Runner):
         strict: bool = True,
         revise_keys: list | None = None,
     ) -> dict:
-        """Load weights; see :meth:`mmengine.runner.Runner.load_checkpoint`.
+        """Load weights; see ``mmengine.runner.Runner.load_checkpoint``.
 
         Raises:
             CheckpointError: If the file cannot be read or a key is missing,
@@ -483,7 +483,7 @@ def build_runner(cfg: Config, *loops: str) -> SafeRunner | FlexibleRunner:
     """Build the runner, and the loops named, so that what is wrong shows now.
 
     Args:
-        cfg: From :func:`load_config`. With a ``strategy`` MMEngine's
+        cfg: From ``load_config``. With a ``strategy`` MMEngine's
             ``FlexibleRunner`` trains.
         *loops: Which of 'train', 'val', 'test' will run.
     """

@@ -67,7 +67,7 @@ def get_model(
 
     Args:
         model: Name, path of a config file, or a config, see
-            :func:`vcmamba_mm.model_zoo.load_config`.
+            ``vcmamba_mm.model_zoo.load_config``.
         checkpoint: Of this project or, for a classifier, a released file;
             without one the weights are random.
         device: By default the GPU if there is one.
@@ -102,7 +102,7 @@ def get_inferencer(
 ) -> 'ImageClassificationInferencer | MMSegInferencer':
     """Build mmpretrain's or mmseg's inferencer.
 
-    Args and errors: as :func:`get_model`.
+    Args and errors: as ``get_model``.
 
     Example:
         >>> inferencer = get_inferencer(

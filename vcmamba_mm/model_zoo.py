@@ -36,7 +36,7 @@ def load_config(model: str | Path | Config) -> Config:
     """Read a config that is given by name or by path.
 
     Args:
-        model: A name (see :func:`list_models`), a path of a config file, or
+        model: A name (see ``list_models``), a path of a config file, or
             a config, which is returned as it is.
 
     Raises:

@@ -63,7 +63,7 @@ class CPUAmpOptimWrapper(AmpOptimWrapper):
 
     Args:
         loss_scale: 'dynamic', a fixed scale, or arguments of
-            :class:`torch.amp.GradScaler`.
+            ``torch.amp.GradScaler``.
         dtype: 'float16' or 'bfloat16'.
         **kwargs: Arguments of MMEngine's ``OptimWrapper``.
     """

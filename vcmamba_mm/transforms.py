@@ -104,7 +104,7 @@ class ReplaceUnreadable(BaseTransform):
 class SeedSample(BaseTransform):
     """Seed Python, NumPy and PyTorch for the transforms that follow.
 
-    The seed is what :class:`~vcmamba_mm.datasets.SeededSampler` gave the
+    The seed is what ``vcmamba_mm.datasets.SeededSampler`` gave the
     sample, so the result does not depend on the worker, on how many there are,
     or on where a run was resumed. With other samplers nothing is seeded.
     """

@@ -42,7 +42,7 @@ def model_inputs(model: BaseModel, pictures: list[np.ndarray]) -> Tensor:
 
     Args:
         model: A classifier or a segmenter of mmpretrain or mmseg.
-        pictures: From :func:`load_picture`, all of one size.
+        pictures: From ``load_picture``, all of one size.
 
     Returns:
         Tensor: On the model's device, (pictures, 3, size, size).

@@ -51,7 +51,7 @@ def side_of_share(field: Tensor, share: float) -> int:
     """Side of the smallest centred square that holds a share of the field.
 
     Args:
-        field: From :func:`effective_receptive_field`.
+        field: From ``effective_receptive_field``.
         share: Of the sum of the field, from 0 to 1.
 
     Returns:

@@ -59,7 +59,7 @@ def time_against_size(
         device: 'cpu' or 'cuda'.
         dtype: Other than float32: that of autocast.
         **rules: ``rounds``, ``warm_ups`` and ``sample_seconds`` of
-            :func:`~vcmamba_mm.analysis.timing.time_side_by_side`.
+            ``vcmamba_mm.analysis.timing.time_side_by_side``.
     """
     model.to(device)
     autocast = (

@@ -15,7 +15,7 @@ class Scan(NamedTuple):
 
     Attributes:
         tensors: x, delta, A, B, C, D and theta, see
-            :func:`vcmamba_mm.ops.multi_directional_scan`.
+            ``vcmamba_mm.ops.multi_directional_scan``.
         height: Rows of the feature map.
         width: Columns of the feature map.
         param_order: 'raster' or 'path'.
@@ -129,7 +129,7 @@ def memory_length(maps: Tensor, share: float = 0.5) -> Tensor:
     """How many tokens of a path still hold ``share`` of the chosen token.
 
     Args:
-        maps: From :func:`decay_maps`.
+        maps: From ``decay_maps``.
         share: From 0 to 1.
 
     Returns:

@@ -13,7 +13,7 @@ class VCMambaClsHead(ClsHead):
     """A linear classifier, or two that are trained apart and averaged.
 
     With ``distillation`` the second classifier learns from a teacher (see
-    :class:`DistilledImageClassifier`); without a teacher both learn from the
+    ``DistilledImageClassifier``); without a teacher both learn from the
     labels. At test time the mean of their logits counts.
 
     Args:

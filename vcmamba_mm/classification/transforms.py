@@ -39,13 +39,13 @@ class LoadRandomResizedCrop(stock.RandomResizedCrop):
 
     Of a JPEG only what the crop needs is decoded, at a smaller scale if the
     crop still has at least the target's pixels then (see ``JpegPicture`` in
-    :mod:`vcmamba_mm.datasets.decoding`). The resizing is Pillow's, with
+    ``vcmamba_mm.datasets.decoding``). The resizing is Pillow's, with
     antialiasing, by PyTorch's vectorized kernel.
 
     Args:
         scale: Height and width, or one number for both.
         interpolation: 'bicubic' or 'bilinear'.
-        backend_args: See :func:`mmengine.fileio.get`.
+        backend_args: See ``mmengine.fileio.get``.
         **kwargs: See mmpretrain's ``RandomResizedCrop``.
 
     Raises:

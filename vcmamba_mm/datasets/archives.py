@@ -41,7 +41,7 @@ class TarArchive:
     one copy for all processes, and each file read with one call.
 
     Args:
-        root: The folder, see :func:`index_tar`.
+        root: The folder, see ``index_tar``.
 
     Raises:
         ArchiveError: If the index is not that of the tar files.
@@ -230,7 +230,7 @@ class _ArchiveBackend(BaseStorageBackend):
         suffix: str | tuple[str, ...] | None = None,
         recursive: bool = False,
     ) -> Iterator[str]:
-        """List a folder; see :func:`mmengine.fileio.list_dir_or_file`."""
+        """List a folder; see ``mmengine.fileio.list_dir_or_file``."""
         archive, name = self._find(dir_path)
         begin = name + '/' if name else ''
         folders = set()
@@ -349,7 +349,7 @@ def write_tar(
 
 
 def index_tar(folder: str | os.PathLike) -> int:
-    """Index the tar files of a folder, so that :class:`TarArchive` opens it.
+    """Index the tar files of a folder, so that ``TarArchive`` opens it.
 
     Returns:
         int: How many files there are inside.

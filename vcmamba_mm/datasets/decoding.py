@@ -216,7 +216,7 @@ class WholePicture:
         return self.image.shape[:2]
 
     def crop(self, box: Box, size: tuple[int, int]) -> np.ndarray:
-        """Take a part of it; see :meth:`JpegPicture.crop`."""
+        """Take a part of it; see ``JpegPicture.crop``."""
         top, left, height, width = box
         part = self.image[top : top + height, left : left + width]
         return cv2.cvtColor(part, cv2.COLOR_RGB2BGR) if self.rgb else part

@@ -30,7 +30,7 @@ class SeededSampler(Sampler):
     """Give every sample of another sampler a seed of its own.
 
     The seed is made of the run's seed, the epoch, and the place of the sample
-    in the epoch over all the processes. :class:`SeedSample`, first in the
+    in the epoch over all the processes. ``SeedSample``, first in the
     pipeline, applies it. The indices are the other sampler's.
 
     Args:

@@ -145,7 +145,7 @@ def generate(
         seed: Of everything random.
 
     Yields:
-        tuple: Picture, annotation (see :meth:`Source.picture`) and the label
+        tuple: Picture, annotation (see ``Source.picture``) and the label
         of the first digit.
     """
     source = Source(split.startswith('val'), seed)

@@ -170,7 +170,7 @@ def paint_pictures(
 
     Raises:
         FileNotFoundError: If there is no such model or checkpoint.
-        FileExistsError: As :func:`find_pictures`.
+        FileExistsError: As ``find_pictures``.
         CheckpointError: If the checkpoint is damaged or does not fit.
     """
     pairs = find_pictures(paths, out)

@@ -1,7 +1,7 @@
 """Export of classifiers and segmenters, compared with PyTorch.
 
-A model is traced with :mod:`torch.export`, the scan as
-:func:`vcmamba_mm.ops.export_scan.export_scan`; the traced program is saved as
+A model is traced with ``torch.export``, the scan as
+``vcmamba_mm.ops.export_scan.export_scan``; the traced program is saved as
 it is (``torch-export``) or translated to ONNX. Neither file needs this package
 to be run.
 """
@@ -276,19 +276,19 @@ def export(
     It is written under another name in the same folder, loaded, run on random
     images and compared with ``model`` in PyTorch, for the exported shape and,
     if ``dynamic``, three others, and renamed then. Its input is called
-    ``images``, its output ``logits``, as :class:`Logits` says.
+    ``images``, its output ``logits``, as ``Logits`` says.
 
     Args:
         model: Classifier or segmenter in eval mode; it is not changed.
         path: File to write.
         format: 'onnx' (needs the extra ``export``) or 'torch-export' (for
-            :func:`torch.export.load`).
+            ``torch.export.load``).
         shape: Height and width in pixels.
         dynamic: Take any batch size, height and width, from one pixel more
             than the backbone's total stride on; otherwise one image of
             ``shape``.
-        with_preprocessing: Take uint8 images, see :class:`Logits`.
-        fuse: Fold norms, see :func:`fold_norms`.
+        with_preprocessing: Take uint8 images, see ``Logits``.
+        fuse: Fold norms, see ``fold_norms``.
 
     Raises:
         ExportError: If the model cannot be exported, or differs from PyTorch

@@ -238,13 +238,13 @@ def _use_fused_convs(module: nn.Module) -> None:
 def fuse(model: nn.Module) -> nn.Module:
     """Bring a model into the form that runs fastest, in place.
 
-    :func:`fold_norms`, channels-last weights, which convolutions hand on to
+    ``fold_norms``, channels-last weights, which convolutions hand on to
     the feature maps, and in the blocks of VCMamba convolutions fused with
     their GELU on the CPU (float32, under ``torch.inference_mode`` or
     ``no_grad``). float32 outputs differ by rounding, less than 1e-5 of the
     largest. For inference only; a model that was fused stays as it is.
 
-    Args, returns, raises: as :func:`fold_norms`.
+    Args, returns, raises: as ``fold_norms``.
 
     Example:
         >>> backbone = fuse(VCMamba('s').eval())
@@ -258,7 +258,7 @@ def fuse(model: nn.Module) -> nn.Module:
 
 
 def optimize(model: nn.Module, cuda_graphs: bool = False) -> nn.Module:
-    """:func:`fuse` a model and compile its parts, in place.
+    """``fuse`` a model and compile its parts, in place.
 
     Backbone, neck and head are compiled (or the model itself, if it has no
     backbone), on the CPU with the weights frozen into the code. The first
@@ -266,7 +266,7 @@ def optimize(model: nn.Module, cuda_graphs: bool = False) -> nn.Module:
     Do it once, and make copies before: a copy would run the original's code.
 
     Args:
-        model: As for :func:`fuse`.
+        model: As for ``fuse``.
         cuda_graphs: On a GPU, record the launches and replay them
             (``torch.compile(mode='reduce-overhead')``), which pays at small
             batches. Outputs are then overwritten by the next call: clone what

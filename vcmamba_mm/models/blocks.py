@@ -94,7 +94,7 @@ class FFNBlock(nn.Module):
         embed_dims: Channels in and out.
         drop_path_rate: Stochastic depth rate of this block.
         layer_scale_init_value: Initial value of gamma, shape (C, 1, 1).
-        ffn_cfg: The remaining arguments of :class:`ConvFFN`.
+        ffn_cfg: The remaining arguments of ``ConvFFN``.
     """
 
     def __init__(
@@ -128,8 +128,8 @@ class MDMBlock(nn.Module):
         embed_dims: Channels in and out.
         drop_path_rate: Stochastic depth rate of this block.
         norm_cfg: Config of the two norms and of the mixer's.
-        ffn_cfg: The remaining arguments of :class:`ConvFFN`.
-        mixer_cfg: Further arguments of :class:`MultiDirectionalMamba`.
+        ffn_cfg: The remaining arguments of ``ConvFFN``.
+        mixer_cfg: Further arguments of ``MultiDirectionalMamba``.
     """
 
     def __init__(

@@ -33,7 +33,7 @@ class MultiDirectionalMamba(nn.Module):
         dt_bias_scale: How often the bias of delta is added. The released
             weights were trained with 2.
         norm_cfg: Config of the norms after the two 1x1 convolutions.
-        backend: Scan backend, see :func:`vcmamba_mm.ops.available_backends`.
+        backend: Scan backend, see ``vcmamba_mm.ops.available_backends``.
 
     Raises:
         ValueError: If ``param_order`` or ``backend`` is unknown, or

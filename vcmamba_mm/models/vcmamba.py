@@ -51,8 +51,7 @@ def _kept_batch_stats(block: nn.Module) -> Iterator[None]:
 
 @MODELS.register_module()
 class VCMamba(BaseModule):
-    """VCMamba: `Bridging convolutions with multi-directional Mamba
-    <https://arxiv.org/abs/2509.04669>`_.
+    """VCMamba (arXiv 2509.04669).
 
     Three convolutional stages, then a fourth whose last blocks scan the
     feature map along four snake paths.
@@ -72,7 +71,7 @@ class VCMamba(BaseModule):
         drop_path_rate: Stochastic depth rate of the last block; it grows
             linearly over all the blocks from 0.
         layer_scale_init_value: Initial layer scale of the ffn blocks.
-        mixer_cfg: Arguments of :class:`MultiDirectionalMamba`: ``d_state``,
+        mixer_cfg: Arguments of ``MultiDirectionalMamba``: ``d_state``,
             ``expand``, ``conv_size``, ``param_order``, ``dt_bias_scale``,
             ``backend``.
         norm_cfg: Config of all batch norms.

@@ -50,7 +50,7 @@ def export_scan(
 ) -> Tensor:
     """Scan tokens along the four snake paths.
 
-    Args, returns: as :func:`vcmamba_mm.ops.multi_directional_scan`.
+    Args, returns: as ``vcmamba_mm.ops.multi_directional_scan``.
     """
     num_tokens = x.shape[1]
     paths = make_snake_paths(height, width, x.device)

@@ -38,7 +38,7 @@ def mamba_ssm_scan(
     width: int,
     param_order: str,
 ) -> Tensor:
-    """As :func:`vcmamba_mm.ops.multi_directional_scan`, float32."""
+    """As ``vcmamba_mm.ops.multi_directional_scan``, float32."""
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
     def channels_first(t: Tensor) -> Tensor:

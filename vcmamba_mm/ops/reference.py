@@ -30,7 +30,7 @@ def reference_readouts(
         h_i    = exp(delta_q A) h_{i-1} + delta_q (B_q + theta_{d(i)}) x_o(i)
         y_o(i) = C_q h_i + D x_o(i)
 
-    Args: as :func:`vcmamba_mm.ops.multi_directional_scan`.
+    Args: as ``vcmamba_mm.ops.multi_directional_scan``.
 
     Returns:
         Tensor: What each path reads out at each token in raster order, shape

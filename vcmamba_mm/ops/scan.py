@@ -313,7 +313,7 @@ def multi_directional_scan(
         width: Columns of the feature map.
         param_order: 'raster' or 'path'.
         backend: 'auto' (today 'torch' everywhere), 'reference', 'torch',
-            'triton' or 'mamba_ssm'; see :func:`available_backends`.
+            'triton' or 'mamba_ssm'; see ``available_backends``.
 
     Returns:
         Tensor: Sum over the four paths, shape and dtype of ``x``; under

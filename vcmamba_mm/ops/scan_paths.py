@@ -33,7 +33,7 @@ class SnakePaths(NamedTuple):
 def make_snake_paths(
     height: int, width: int, device: torch.device | str = 'cpu'
 ) -> SnakePaths:
-    """:func:`snake_paths` anew, from sizes that may be symbolic."""
+    """``snake_paths`` anew, from sizes that may be symbolic."""
     step = torch.arange(height * width, device=device)
 
     def divide(place: Tensor, length: int) -> tuple[Tensor, Tensor]:

@@ -46,7 +46,7 @@ class _Groups:
         return read.view(-1, num_tokens, self.paths, n)
 
     def sum_at_tokens(self, steps: Tensor) -> Tensor:
-        """Transpose of :meth:`read`."""
+        """Transpose of ``read``."""
         _, num_tokens, _, n = steps.shape
         steps = steps.view(-1, NUM_PATHS * num_tokens, n)
         at_tokens = steps.index_select(1, self.visits)
@@ -57,7 +57,7 @@ class _Groups:
         return tokens if self.shared else self.read(tokens).squeeze(2)
 
     def sum_params(self, steps: Tensor) -> Tensor:
-        """Transpose of :meth:`read_params`."""
+        """Transpose of ``read_params``."""
         return steps if self.shared else self.sum_at_tokens(steps[:, :, None])
 
     def read_input_B(self, B: Tensor, direction_B: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class _Groups:
         return (B + theta[:, :, None]).flatten(0, 1)
 
     def sum_theta(self, steps: Tensor, direction_B: Tensor) -> Tensor:
-        """Transpose of :meth:`read_input_B` as to theta."""
+        """Transpose of ``read_input_B`` as to theta."""
         per_image = steps.view(-1, self.direction.numel(), steps.shape[-1])
         return torch.zeros_like(direction_B).index_add_(
             0, self.direction.flatten(), per_image.sum(0)

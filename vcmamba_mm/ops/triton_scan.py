@@ -268,7 +268,7 @@ def forward_options(states: int, param_order: str) -> dict:
 
 
 def backward_options(states: int, param_order: str) -> dict:
-    """As :func:`forward_options`, of the backward kernel."""
+    """As ``forward_options``, of the backward kernel."""
     return dict(_tile(states, 16), RASTER=param_order == 'raster', CHUNK=CHUNK)
 
 
