@@ -6,7 +6,7 @@ export PATH := $(BIN):$(PATH)
 # Threads that wait do not take the core from those that work.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test gpu lint clean
+.PHONY: demo test test-faults gpu lint clean
 
 # An environment with the maintained stack; made again when needs change.
 $(VENV)/installed: setup.py pyproject.toml $(wildcard requirements/*.txt)
@@ -34,9 +34,14 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
 
-# What a GPU has to show: the kernels on it, at all sizes.
+# Processes that are killed or hang, full disks, NaN: minutes of training.
+test-faults: $(VENV)/installed
+	OMP_NUM_THREADS=1 python -m pytest -m faults tests/faults
+
+# What a GPU has to show: the kernels on it, at all sizes; SyncBN.
 gpu: $(VENV)/installed
-	python -m pytest tests/ops tests/models
+	python -m pytest tests/ops tests/models \
+		tests/test_recipe.py::test_sync_bn_over_processes
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -108,6 +108,17 @@ class DieHook(Hook):
 
 
 @HOOKS.register_module()
+class NoteHook(Hook):
+    """Remembers the numbers of the batches."""
+
+    def __init__(self):
+        self.numbers = []
+
+    def after_train_iter(self, runner, batch_idx, *args, **kwargs):
+        self.numbers.append(batch_idx)
+
+
+@HOOKS.register_module()
 class PoisonHook(Hook):
     """Not a number in the data of some iterations."""
 
@@ -279,7 +290,8 @@ def test_resumed_at_any_iteration_ends_the_same(whole, tmp_path):
     for at in range(EPOCHS * LENGTH - 1):
         work_dir = tmp_path / str(at)
         train(work_dir, die(at), error=Killed, randomness=SEED, **settings())
-        runner = train(work_dir, resume_from='auto', **settings())
+        note = dict(type='NoteHook')
+        runner = train(work_dir, note, resume_from='auto', **settings())
         assert not list(differences(what_is_left(work_dir), expected)), at
         # What was seen before is not read again.
         read = runner.train_dataloader.dataset.read
@@ -287,6 +299,8 @@ def test_resumed_at_any_iteration_ends_the_same(whole, tmp_path):
             epochs, iterations = divmod(at + 1, LENGTH)
             seen = epochs * SAMPLES + iterations * BATCH
             assert len(read) == EPOCHS * SAMPLES - seen
+            (note,) = (h for h in runner.hooks if isinstance(h, NoteHook))
+            assert note.numbers == (EPOCHS * [*range(LENGTH)])[at + 1 :]
         else:
             assert len(read) == (EPOCHS * LENGTH - at - 1) * BATCH
 
@@ -496,6 +510,8 @@ def test_other_number_of_iterations(interrupted):
         train(work_dir, resume_from=str(second), **other)
     runner = train(work_dir, resume_from=str(third), **other)
     assert runner.iter == EPOCHS * 5
+    read = runner.train_dataloader.dataset.read
+    assert len(read) == (EPOCHS - 1) * SAMPLES
 
 
 # ------------------------------------------------------------- the full disk

@@ -22,8 +22,8 @@ def parse_args() -> argparse.Namespace:
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='continue from a checkpoint; without a path, from the latest in '
-        'the work dir',
+        help='continue from a checkpoint; without a path, from the latest good '
+        'one in the work dir, or begin if there is none',
     )
     parser.add_argument(
         '--amp', action='store_true', help='automatic mixed precision (GPU)'

@@ -309,8 +309,8 @@ def find_resumable(work_dir: str | os.PathLike) -> tuple[str, dict] | None:
         CheckpointError: If there are checkpoints, but none is good.
     """
     pointer = Path(work_dir) / 'last_checkpoint'
-    named = pointer.read_text().strip(' \n\0') if pointer.is_file() else ''
-    folders = {os.path.abspath(work_dir), os.path.dirname(named or pointer)}
+    named = pointer.read_text().strip() if pointer.is_file() else ''
+    folders = {os.path.abspath(work_dir), os.path.dirname(named) or work_dir}
     others = {
         str(path)
         for folder in folders

@@ -133,7 +133,8 @@ def load_config(args: Namespace) -> Config:
     if not os.path.isfile(args.config):
         raise FileNotFoundError(f'config {args.config} does not exist')
     cfg = Config.fromfile(args.config)
-    known = {*cfg, *inspect.signature(Runner.__init__).parameters}
+    known = {*cfg, 'find_unused_parameters'}
+    known.update(inspect.signature(Runner.__init__).parameters)
     for option in args.cfg_options or {}:
         if option.split('.')[0] not in known:
             raise ValueError(

@@ -65,6 +65,7 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
             f'{lengths}: the run goes on with the next epoch, but not as it '
             'would have; the learning rate keeps to the iterations of before'
         )
+        self._epoch = self._iter // before
         self._iter = self._epoch * now
 
     def run_epoch(self) -> None:

@@ -66,13 +66,14 @@ def kill(pid: int) -> None:
 
 
 class Training:
-    """``tools/dist_train.sh --resume`` with two processes on CPUs.
+    """``tools/dist_train.sh --resume`` on CPUs.
 
     Args:
         work_dir: Its work dir; what it prints goes to a file beside.
         data: From :func:`make_pictures`.
         options: More for ``--cfg-options``.
         config: The config, in this folder.
+        processes: Their number.
         before: Words before the command, say a shell that limits it.
     """
 
@@ -82,6 +83,7 @@ class Training:
         data: Path,
         *options: str,
         config: str = 'tiny_run.py',
+        processes: int = 2,
         before: tuple[str, ...] = (),
     ) -> None:
         with socket.socket() as free:
@@ -95,7 +97,7 @@ class Training:
                     *before,
                     str(ROOT / 'tools/dist_train.sh'),
                     str(HERE / config),
-                    '2',
+                    str(processes),
                     f'--work-dir={work_dir}',
                     '--resume',
                     '--cfg-options',

@@ -166,3 +166,23 @@ def test_killed_at_random_moments(tmp_path):
             assert_same(value, expected[key][0], str(key))
     assert_same(contents(killed), contents(whole))
     assert not list(killed.glob('.*'))
+
+
+def test_three_processes(tmp_path):
+    """Where the order of sums matters, it has to be the same."""
+    data = make_pictures(tmp_path / 'data')
+    options = (
+        'randomness.seed=0',
+        'train_cfg.max_epochs=3',
+        'find_unused_parameters=True',
+    )
+    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+    training = Training(whole, data, *options, processes=3)
+    assert training.wait(300) == 0, training.log[-3000:]
+    training = Training(killed, data, *options, processes=3)
+    wait_for(lambda: training.iterations() >= 9, 120)
+    training.kill()
+    training = Training(killed, data, *options, processes=3)
+    assert training.wait(300) == 0, training.log[-3000:]
+    assert 'resumed epoch' in training.log
+    assert_same(contents(killed), contents(whole))
