@@ -44,9 +44,10 @@ benchmark: $(VENV)/installed
 test-faults: $(VENV)/installed
 	OMP_NUM_THREADS=1 python -m pytest tests/faults -m faults
 
-# What a GPU has to show: the kernels on it, at all sizes, and their times.
+# What a GPU has to show: the kernels on it, at all sizes; SyncBN; times.
 gpu: $(VENV)/installed
-	python -m pytest tests/ops tests/models
+	python -m pytest tests/ops tests/models tests/deploy \
+		tests/test_recipe.py::test_sync_bn_over_processes
 	python benchmarks/scan.py --device cuda
 	python benchmarks/model.py --device cuda
 

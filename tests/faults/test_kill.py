@@ -29,6 +29,9 @@ ITERATIONS = 240  # of tiny_run.py
 # Who dies. What is left of the run has to end by itself.
 VICTIMS = ('rank 0', 'rank 1', 'data worker', 'torchrun', 'all')
 
+# Measured, so never the same.
+TIMES = ('time', 'data_time', 'images_per_second', 'tflops')
+
 
 def records(work_dir: Path) -> dict[tuple, list[dict]]:
     """What the visualizer wrote: loss and learning rate, accuracy, by step."""
@@ -39,7 +42,7 @@ def records(work_dir: Path) -> dict[tuple, list[dict]]:
                 record = json.loads(line)
             except json.JSONDecodeError:  # cut off by the kill
                 continue
-            for name in ('time', 'data_time'):
+            for name in TIMES:
                 record.pop(name, None)
             kind = 'loss' if 'loss' in record else 'accuracy'
             found.setdefault((kind, record['step']), []).append(record)
