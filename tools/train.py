@@ -25,9 +25,9 @@ def parse_args() -> argparse.Namespace:
         if int(os.environ.get('TORCHELASTIC_MAX_RESTARTS', 0))
         else None,
         metavar='CHECKPOINT',
-        help='continue from a checkpoint; without a path, from the latest good '
-        'one in the work dir, or begin if there is none. That is the default '
-        'under torchrun --max-restarts',
+        help='continue from a checkpoint; without a path, from the latest '
+        'good one in the work dir, or begin if there is none. That is the '
+        'default under torchrun --max-restarts',
     )
     parser.add_argument(
         '--amp',
