@@ -124,7 +124,7 @@ def test_learning_rate_of_300_epochs(tmp_path):
     rates, length = learning_rates(CLASSIFIERS[-1], tmp_path, 1281167, 1024)
     assert length == math.ceil(1281167 / 1024)
     expected = cosine_with_warm_up(2e-3, length)
-    np.testing.assert_allclose(rates, expected, rtol=1e-6)
+    np.testing.assert_allclose(rates, expected, rtol=1e-10)
     assert rates[0] == pytest.approx(1e-6)
     assert rates.max() == pytest.approx(2e-3)
     assert rates[-1] == pytest.approx(1e-5, rel=1e-6)
@@ -137,7 +137,7 @@ def test_learning_rate_of_another_batch_size(tmp_path):
         CLASSIFIERS[0], tmp_path, 1000, 64, **options
     )
     expected = cosine_with_warm_up(2e-3 / 16, length, start=1e-6 / 16)
-    np.testing.assert_allclose(rates, expected, rtol=1e-6)
+    np.testing.assert_allclose(rates, expected, rtol=1e-10)
 
 
 def test_learning_rate_of_segmentation(tmp_path):
@@ -145,7 +145,7 @@ def test_learning_rate_of_segmentation(tmp_path):
     rates, _ = learning_rates(SEGMENTERS[0], tmp_path, 20210, 32)
     i = np.arange(40000)
     expected = 2e-4 * (1 - i / 39999) ** 0.9
-    np.testing.assert_allclose(rates, expected, rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(rates, expected, rtol=1e-10)
 
 
 # -------------------------------------------------------------- weight decay

@@ -479,6 +479,14 @@ def test_no_good_checkpoint(interrupted):
         train(work_dir, resume_from=str(paths[1]))
 
 
+@pytest.mark.parametrize('content', [dict(model={}, optimizer={}), dict()])
+def test_only_weights(tmp_path, content):
+    """As released files are; the best ones too."""
+    torch.save(content, tmp_path / 'file.pth')
+    with pytest.raises(CheckpointError, match='file.pth holds weights only'):
+        train(tmp_path, resume_from=str(tmp_path / 'file.pth'))
+
+
 def test_nothing_to_resume(interrupted, capsys, tmp_path_factory):
     """Then ``load_from`` is what it is without --resume."""
     weights = str(interrupted[1][0])

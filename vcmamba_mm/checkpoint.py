@@ -249,7 +249,7 @@ def write_file(content: bytes, path: str | os.PathLike) -> None:
         raise CheckpointError(
             f'{path} cannot be written ({error.strerror}, '
             f'{len(content) / 1e6:.1f} MB): what was there before is as it '
-            'was; make room, then go on (training: with --resume)'
+            'was. Make room, then go on, training with --resume'
         ) from error
 
 
@@ -288,7 +288,7 @@ def check_resumable(checkpoint: dict, path: str | os.PathLike) -> None:
     Raises:
         CheckpointError: Then.
     """
-    if 'optimizer' not in checkpoint:
+    if not {'optimizer', 'meta', 'message_hub'} <= checkpoint.keys():
         raise CheckpointError(
             f'checkpoint {path} holds weights only, no training to '
             'resume: start from it with --cfg-options load_from=FILE'

@@ -223,8 +223,8 @@ _PROCESS_ERRORS = {
     'worker hangs; train_dataloader.timeout is the limit',
     r'DataLoader worker': '{error}: something killed a data worker, often for '
     'want of memory; train_dataloader.num_workers is their number',
-    r'.*(gloo|NCCL)': 'the connection to another process of the run is lost, '
-    'which ended first or hangs: its own last line says why',
+    r'.*(gloo|NCCL)': '{error}: another process of the run ended first or '
+    'hangs; its own last line says why',
 }
 
 
@@ -243,9 +243,10 @@ def _process_errors() -> Iterator[None]:
                     pattern, str(cause), re.DOTALL
                 ):
                     _kill_data_workers()
-                    text = meaning.format(error=str(cause).strip(' .'))
+                    sentence = str(cause).split('. ')[0]
                     raise ProcessError(
-                        f'{text}. Training goes on with --resume'
+                        meaning.format(error=sentence)
+                        + '. Training goes on with --resume'
                     ) from error
             cause = cause.__cause__ or cause.__context__
         raise
@@ -264,8 +265,8 @@ class SafeRunner(Runner):
     Checkpoints are written and read wholly or not, and no code in them runs.
     ``load_from`` and the checkpoint to test may be MMEngine's or the authors'
     released files. A resumed run has the seed of the interrupted one. The
-    key ``resume_from`` of the config is a checkpoint or ``'auto'``, the latest
-    good one in the work dir; without any ``load_from`` is what it always is.
+    key ``resume_from`` of the config is a checkpoint, or ``'auto'`` for the
+    latest good one in the work dir, if there is one.
     """
 
     def set_randomness(self, seed: int | None = None, **kwargs) -> None:
