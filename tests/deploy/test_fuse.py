@@ -85,6 +85,27 @@ def test_equals_the_unfolded_model(kind, build_tiny):
             assert module.dt_bias_scale == 1
 
 
+@pytest.mark.parametrize('images_at_once', [1, 2, 5])
+def test_batches_in_parts(images_at_once, monkeypatch):
+    model = backbone()
+    images = torch.randn(5, 3, 64, 96)
+    fused = fuse(copy.deepcopy(model))
+    hidden = 4 * fused.embed_dims[0] * (64 // 4) * (96 // 4)
+    monkeypatch.setattr(
+        type(fused.stages[0].blocks[0].ffn),
+        'BYTES_PER_THREAD',
+        images_at_once * hidden * torch.float32.itemsize,
+    )
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: 1)
+    sizes = []
+    fused.stages[0].blocks[0].ffn.dwconv.register_forward_hook(
+        lambda module, inputs, output: sizes.append(len(output))
+    )
+    with torch.inference_mode():
+        assert error(outputs(fused, images), outputs(model, images)) < 1e-5
+    assert sizes == {1: [1] * 5, 2: [2, 2, 1], 5: [5]}[images_at_once]
+
+
 def test_auxiliary_heads_are_folded_too(build_tiny):
     model = segmenter(build_tiny)
     feats = [torch.randn(1, 16, 8, 8)] * 4
