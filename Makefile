@@ -35,10 +35,12 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
 
-# Times on every device found, one CPU thread: benchmarks/results.
+# Times on every device found, one CPU thread: benchmarks/results. With
+# PICTURES=(tar or folder with train/<class>/<picture>), the input pipeline.
 benchmark: $(VENV)/installed
 	python benchmarks/scan.py
 	python benchmarks/model.py
+	$(if $(PICTURES),python benchmarks/input_pipeline.py $(PICTURES))
 
 # Kills processes and hosts, fills disks: at most 20 minutes.
 test-faults: $(VENV)/installed

@@ -1,8 +1,8 @@
 """Time of the backbone: inference and a training step, against resolution.
 
-VCMamba as it is, in channels_last, compiled, and with the scan done the way
-the released model does it, against models of timm. All of them give pooled
-features, without a classifier.
+VCMamba as it is, in channels_last, compiled, in its deployment form, and with
+the scan done the way the released model does it, against models of timm. All
+of them give pooled features, without a classifier.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from vcmamba_mm.analysis.timing import (
     table,
     time_side_by_side,
 )
+from vcmamba_mm.deploy import fuse, optimize
 from vcmamba_mm.models import NormGlobalAveragePooling, VCMamba, mixer
 
 try:
@@ -42,6 +43,8 @@ except ImportError:
 INFERENCE, TRAINING = TASKS = 'inference', 'training step'
 PLAIN, CHANNELS_LAST = '', 'channels_last'
 COMPILED, RELEASED_LIKE = 'channels_last, compiled', 'released-like'
+FUSED, OPTIMIZED = 'fused', 'fused, compiled'
+CUDA_GRAPHS = 'fused, compiled, CUDA graphs'
 SIZES = (224, 384, 512, 768, 1024)
 TIMM_MODELS = (
     'convnext_tiny',
@@ -98,10 +101,15 @@ def timm_models(size: int) -> list[Contestant]:
 Plan = dict[Case, list[Contestant]]
 
 
+def series_batch(device: str, size: int) -> int:
+    """Batch of the series over sizes: on a GPU the pixels stay the same."""
+    return 1 if device == 'cpu' else round(128 * (224 / size) ** 2)
+
+
 def gpu_plan() -> Plan:
-    """All models at all sizes; the number of pixels stays the same."""
-    return {
-        Case(task, size, round(128 * (224 / size) ** 2)): [
+    """All models at all sizes."""
+    plan = {
+        Case(task, size, series_batch('cuda', size)): [
             *vcmambas('SMB' if size == 224 else 'B', RELEASED_LIKE),
             *vcmambas('SMB', PLAIN, CHANNELS_LAST),
             *timm_models(size),
@@ -109,10 +117,15 @@ def gpu_plan() -> Plan:
         for task in TASKS
         for size in SIZES
     }
+    deployed = vcmambas('B', PLAIN, FUSED, OPTIMIZED, CUDA_GRAPHS)
+    plan[Case(INFERENCE, 224, 128)] += deployed[1:]
+    plan[Case(INFERENCE, 224, 1)] = deployed
+    plan[Case(TRAINING, 224, 128)] += vcmambas('B', COMPILED)
+    return plan
 
 
 def cpu_plan() -> Plan:
-    """What one thread can do in a quarter of an hour."""
+    """What one thread can do in half an hour."""
     batches = {
         Case(task, 224, 4): [
             *vcmambas('B', RELEASED_LIKE),
@@ -123,18 +136,22 @@ def cpu_plan() -> Plan:
         for task, plain in ((INFERENCE, 'SMB'), (TRAINING, 'B'))
     }
     series = {
-        Case(INFERENCE, size, 1): [
+        Case(INFERENCE, size, series_batch('cpu', size)): [
             *vcmambas('B' if size <= 512 else '', RELEASED_LIKE),
             *vcmambas('SMB', CHANNELS_LAST),
             *timm_models(size),
         ]
         for size in SIZES
     }
-    return batches | series
+    plan = batches | series
+    for case in (Case(INFERENCE, 224, 4), Case(INFERENCE, 224, 1)):
+        plan[case] += vcmambas('B', FUSED, OPTIMIZED)
+    plan[Case(INFERENCE, 224, 1)] += vcmambas('B', PLAIN)
+    return plan
 
 
 def quick_plan() -> Plan:
-    ours = vcmambas('S', RELEASED_LIKE, CHANNELS_LAST, PLAIN)
+    ours = vcmambas('S', RELEASED_LIKE, CHANNELS_LAST, PLAIN, FUSED)
     return {
         Case(INFERENCE, 64, 1): [*ours, *timm_models(64)[:1]],
         Case(INFERENCE, 96, 1): ours[:1],
@@ -194,7 +211,7 @@ def released_like_scan(device: str) -> Iterator[None]:
 def prepare(
     model: nn.Module, variant: str, device: str
 ) -> Callable[[Tensor], Tensor]:
-    """The forward pass of a variant; changes the model's layout."""
+    """The forward pass of a variant; changes the model."""
 
     def forward(images: Tensor) -> Tensor:
         features = model(images)
@@ -204,19 +221,25 @@ def prepare(
         return released_like_scan(device)(forward)
     if variant == PLAIN:
         return forward
-    model.to(memory_format=torch.channels_last)
+    if variant == FUSED:
+        fuse(model.eval())
+    elif variant in (OPTIMIZED, CUDA_GRAPHS):
+        optimize(model.eval(), cuda_graphs=variant == CUDA_GRAPHS)
+    else:
+        model.to(memory_format=torch.channels_last)
     if variant == COMPILED:
         forward = torch.compile(forward, dynamic=False)
     return lambda images: forward(images.to(memory_format=torch.channels_last))
 
 
-def float64_reference(model: nn.Module) -> nn.Module:
-    """The same model in float64; a scan is the reference."""
+@torch.inference_mode()
+def float64_features(model: nn.Module, images: Tensor, device: str) -> Tensor:
+    """Features of the same model in float64; a scan is the reference."""
     model = copy.deepcopy(model).double().eval()
     for module in model.modules():
         if isinstance(module, mixer.MultiDirectionalMamba):
             module.backend = 'reference'
-    return model
+    return prepare(model, PLAIN, device)(images.double())
 
 
 def autocast(device: str) -> torch.autocast:
@@ -230,6 +253,7 @@ def check_model(
     model: nn.Module,
     forward: Callable[[Tensor], Tensor],
     images: Tensor,
+    expected: Tensor,
     device: str,
 ) -> float:
     """Error of the features of the batch's first image.
@@ -238,9 +262,6 @@ def check_model(
         measure.WrongResultError: If it is too large.
     """
     model.eval()
-    expected = prepare(float64_reference(model), PLAIN, device)(
-        images[:1].double()
-    )
     cudnn = torch.backends.cudnn
     with cudnn.flags(enabled=True, allow_tf32=False):
         error = measure.check(
@@ -299,12 +320,15 @@ def measure_case(
     torch.compiler.reset()
     for contestant in contestants:
         model = build(contestant.model, case.size).to(device)
+        params = sum(p.numel() for p in model.parameters())
+        expected = float64_features(model, buffers[0][:1], device)
         forward = prepare(model, contestant.variant, device)
-        error = check_model(contestant, model, forward, buffers[0], device)
+        error = check_model(
+            contestant, model, forward, buffers[0], expected, device
+        )
         calls[contestant] = make_call(
             model, forward, case.task, buffers, device
         )
-        params = sum(p.numel() for p in model.parameters())
         results[contestant] = dict(params=params, error=error)
     timings = time_side_by_side(calls, device, **effort)
     for contestant, timing in timings.items():
@@ -341,7 +365,16 @@ def check_goals(device: str, results: Results) -> list[Goal]:
             )
 
     if device == 'cpu':
-        against_baseline(Case(INFERENCE, 224, 4), 1.5, 2.2)
+        case = Case(INFERENCE, 224, 4)
+        against_baseline(case, 1.5, 2.2)
+        unfolded, fused = vcmambas('B', PLAIN, FUSED)
+        its = results.get(case, {})
+        if {unfolded, fused} <= set(its):
+            times = its[fused]['timing'].times_faster_than(
+                its[unfolded]['timing']
+            )
+            name = f'{case}: {fused} against {unfolded}'
+            goals.append(Goal(name, times, must=1.3))
         return goals
     against_baseline(Case(INFERENCE, 224, 128), 2.5, None)
     against_baseline(Case(TRAINING, 224, 128), 2, 3)
@@ -408,6 +441,8 @@ def report_lines(
         '- released-like: our VCMamba in contiguous NCHW with the scan done '
         f'by four calls of `{scan}`, with transposes, a gather before and '
         'the inverse gather after each (see `scan.py`).',
+        '- fused: `vcmamba_mm.deploy.fuse`; fused, compiled: '
+        '`vcmamba_mm.deploy.optimize`. The time to compile does not count.',
         '- Each model was checked against itself in float64 (VCMamba with '
         'the reference scan); "error" is relative to the largest feature.',
     ]
@@ -425,12 +460,11 @@ def report_lines(
     ]
 
 
-def plot(results: Results) -> 'measure.Figure':
+def plot(device: str, results: Results) -> 'measure.Figure':
     """Time per pixel against size, of tasks with several sizes if any has."""
     panels = {}
     for case, its in results.items():
-        # The CPU's larger batch has one size only.
-        if case.batch != min(c.batch for c in results if c[:2] == case[:2]):
+        if case.batch != series_batch(device, case.size):
             continue
         panel = panels.setdefault(case.task, {})
         for contestant, result in its.items():
@@ -454,12 +488,6 @@ def main(argv: list[str] | None = None) -> None:
         '--sizes', nargs='+', type=int, help='only these of the usual ones'
     )
     parser.add_argument('--tasks', nargs='+', choices=TASKS, default=TASKS)
-    parser.add_argument(
-        '--compile',
-        action='store_true',
-        help='VCMamba-B with torch.compile as well, at 224 pixels; the time '
-        'to compile does not count',
-    )
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
@@ -480,8 +508,6 @@ def main(argv: list[str] | None = None) -> None:
                 args.sizes and case.size not in args.sizes
             ):
                 continue
-            if args.compile and case.size == 224:
-                contestants = [*contestants, *vcmambas('B', COMPILED)]
             results[case] = measure_case(case, contestants, device, effort)
         if not results:
             parser.error('nothing to measure at these sizes')
@@ -512,7 +538,7 @@ def main(argv: list[str] | None = None) -> None:
             device,
             result,
             report_lines(device, results, goals, env),
-            plot(results),
+            plot(device, results),
         )
 
 

@@ -62,7 +62,7 @@ def test_model_benchmark(tmp_path):
     rows = read_report(tmp_path, 'model')['results']
     assert {row['task'] for row in rows} == set(model.TASKS)
     ours = {row['variant'] for row in rows if row['model'] == 'VCMamba-S'}
-    assert ours == {'', 'channels_last', 'released-like'}
+    assert ours == {'', 'channels_last', 'fused', 'released-like'}
     for row in rows:
         assert 0 < row['error'] < model.TOLERANCE
         assert row['params'] > 9e6
