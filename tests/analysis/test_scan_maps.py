@@ -76,7 +76,7 @@ def test_memory_length():
 @pytest.mark.parametrize('param_order', ['raster', 'path'])
 def test_directions_sum_to_the_scan(param_order):
     scan = random_scan(5, 8, param_order)
-    readouts = reference_readouts(*scan.tensors, 5, 8, param_order)
+    readouts = reference_readouts(*scan.tensors, *scan[1:])
     y = multi_directional_scan(
         *scan.tensors, 5, 8, param_order=param_order, backend='torch'
     )
