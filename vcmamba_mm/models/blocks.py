@@ -90,7 +90,7 @@ class ConvFFN(nn.Module):
 class LinearFFN(nn.Module):
     """1x1 expansion, activation and 1x1 projection: no mixing, no norms.
 
-    Args: as ``ConvFFN``.
+    Args: as ``ConvFFN``, which has a depthwise convolution and norms besides.
     """
 
     def __init__(
