@@ -195,8 +195,10 @@ def released_like_scan(device: str) -> Iterator[None]:
     """Make VCMamba scan as the released model does."""
     *_, selective_scan = selective_scans(device).values()
 
-    def scan(*inputs, param_order: str, backend: str) -> Tensor:
-        assert param_order == 'raster'
+    def scan(
+        *inputs, param_order: str, num_paths: int, snake: bool, backend: str
+    ) -> Tensor:
+        assert (param_order, num_paths, snake) == ('raster', 4, True)
         with torch.autocast(device, enabled=False):
             tensors = [
                 t.float() if isinstance(t, Tensor) else t for t in inputs

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vcmamba_mm.ops import mamba_ssm_scan
-from vcmamba_mm.ops.scan_paths import snake_paths
+from vcmamba_mm.ops.scan_paths import scan_paths
 
 
 def selective_scan_ref(
@@ -79,7 +79,7 @@ def four_scans(
     The index tables come from the cache.
     """
     x, delta, B, C = (t.mT.contiguous() for t in (x, delta, B, C))
-    paths = snake_paths(height, width, x.device)
+    paths = scan_paths(height, width, x.device)
     outs = []
     for order, inverse, direction in zip(
         paths.order, paths.inverse, paths.direction

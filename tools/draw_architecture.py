@@ -15,7 +15,7 @@ from PIL import Image
 
 from vcmamba_mm.engine import one_line_errors
 from vcmamba_mm.models import VCMamba
-from vcmamba_mm.ops.scan_paths import snake_paths
+from vcmamba_mm.ops.scan_paths import scan_paths
 
 # Pixels; y points down.
 WIDTH, HEIGHT, DPI = 1600, 1184, 100
@@ -423,7 +423,7 @@ def draw_mixer(c: Canvas, top: float) -> None:
 def draw_paths(c: Canvas, top: float, height: float, width: float) -> None:
     """The four paths, from the tables that the scan uses."""
     rows, columns, pitch, radius = 4, 5, 47, 14.5
-    order = snake_paths(rows, columns).order.tolist()
+    order = scan_paths(rows, columns).order.tolist()
     c.panel(
         MARGIN,
         top,

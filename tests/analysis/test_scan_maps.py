@@ -76,7 +76,7 @@ def test_memory_length():
 @pytest.mark.parametrize('param_order', ['raster', 'path'])
 def test_directions_sum_to_the_scan(param_order):
     scan = random_scan(5, 8, param_order)
-    readouts = reference_readouts(*scan.tensors, 5, 8, param_order)
+    readouts = reference_readouts(*scan.tensors, *scan[1:])
     y = multi_directional_scan(
         *scan.tensors, 5, 8, param_order=param_order, backend='torch'
     )
@@ -88,9 +88,12 @@ def test_directions_sum_to_the_scan(param_order):
     )
 
 
-def test_recorded_scan_is_the_mixers():
+@pytest.mark.parametrize(
+    'options', [{}, dict(num_paths=1, snake=False, with_norm=False)]
+)
+def test_recorded_scan_is_the_mixers(options):
     torch.manual_seed(0)
-    model = VCMamba(arch=TINY, img_size=160).eval()
+    model = VCMamba(arch=TINY, img_size=160, mixer_cfg=options).eval()
     inputs = torch.randn(2, 3, 96, 160)
     outputs = []
     for layer, mixer in enumerate(mixers(model)):
@@ -100,9 +103,18 @@ def test_recorded_scan_is_the_mixers():
         scan = record_scan(model, inputs, layer)
         handle.remove()
         y = multi_directional_scan(
-            *scan.tensors, 3, 5, param_order=scan.param_order
+            *scan.tensors,
+            3,
+            5,
+            param_order=scan.param_order,
+            num_paths=scan.num_paths,
+            snake=scan.snake,
         )
         torch.testing.assert_close(y, outputs[-1])
+        num_paths = options.get('num_paths', 4)
+        assert direction_activations(scan).shape == (2, num_paths, 3, 5)
+        # the first path begins at the first token, and loses none of it
+        assert (decay_maps(scan, 0, 0)[:, 0] > 0).all()
     assert len(mixers(model)) == 2
     with pytest.raises(ValueError, match='has 2 mixers, no number 2'):
         record_scan(model, inputs, 2)

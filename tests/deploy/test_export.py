@@ -182,8 +182,8 @@ def test_tool(run, tmp_path):
 
 def without_skip(*inputs):
     """A wrong translation: D x is missing."""
-    *before, D, theta, height, width, order = inputs
-    return CORRECT(*before, torch.zeros_like(D), theta, height, width, order)
+    *before, D, theta = inputs[:7]
+    return CORRECT(*before, torch.zeros_like(D), theta, *inputs[7:])
 
 
 CORRECT = export_module.export_scan

@@ -51,21 +51,23 @@ class Case(NamedTuple):
     """
 
     size: tuple[int, int]
-    param_order: str
+    options: dict[str, str | int]  # param_order, num_paths, snake
     inputs: list[Tensor]
     grad_y: Tensor
     expected: tuple[Tensor, ...]
 
     @classmethod
-    def of(cls, inputs, size, param_order, dtype=torch.float32):
+    def of(cls, inputs, size, param_order, dtype=torch.float32, **paths):
         grad_y = torch.randn_like(inputs[0])
         *inputs, grad_y = (
             t.detach().to(dtype).double() for t in (*inputs, grad_y)
         )
         inputs = [t.requires_grad_() for t in inputs]
-        kwargs = dict(param_order=param_order, backend='reference')
-        expected = run_with_grads(inputs, grad_y, size, **kwargs)
-        return cls(size, param_order, inputs, grad_y, expected)
+        options = dict(param_order=param_order, **paths)
+        expected = run_with_grads(
+            inputs, grad_y, size, **options, backend='reference'
+        )
+        return cls(size, options, inputs, grad_y, expected)
 
     def check(self, backend, device, dtype=torch.float32, layouts=()):
         """Run a backend on the inputs and compare all it gives.
@@ -82,7 +84,7 @@ class Case(NamedTuple):
             [t.requires_grad_() for t in inputs],
             grad_y,
             self.size,
-            param_order=self.param_order,
+            **self.options,
             backend=backend,
         )
         for result in results:
@@ -105,8 +107,15 @@ def assert_close(results, expected):
 
 @cache
 def random_case(
-    param_order, batch, height, width, channels, states, dtype=torch.float32
+    param_order,
+    batch,
+    height,
+    width,
+    channels,
+    states,
+    dtype=torch.float32,
+    **paths,
 ):
     """A case that several tests or backends share."""
     inputs = make_inputs(batch, height, width, channels, states)
-    return Case.of(inputs, (height, width), param_order, dtype)
+    return Case.of(inputs, (height, width), param_order, dtype, **paths)

@@ -72,6 +72,20 @@ def test_every_size(name, size, batch, param_order):
 
 
 @pytest.mark.parametrize('param_order', PARAM_ORDERS)
+@pytest.mark.parametrize(
+    'num_paths, snake',
+    [(1, True), (2, True), (3, True), (1, False), (4, False)],
+)
+@pytest.mark.parametrize('name', BACKENDS)
+def test_every_set_of_paths(name, num_paths, snake, param_order):
+    size = (2, 3) if name == 'triton' else (5, 8)
+    case = random_case(
+        param_order, 2, *size, CHANNELS, 4, num_paths=num_paths, snake=snake
+    )
+    case.check(name, DEVICE)
+
+
+@pytest.mark.parametrize('param_order', PARAM_ORDERS)
 @pytest.mark.parametrize('states', [1, 3, 4, 8, 16, 32])
 @pytest.mark.parametrize('name', BACKENDS)
 def test_every_number_of_states(name, states, param_order):

@@ -7,9 +7,12 @@ from vcmamba_mm.ops import multi_directional_scan
 from vcmamba_mm.ops.export_scan import export_scan
 
 
+@pytest.mark.parametrize(
+    'num_paths, snake', [(4, True), (1, True), (2, False)]
+)
 @pytest.mark.parametrize('param_order', ['raster', 'path'])
 @pytest.mark.parametrize('size', [(1, 1), (1, 7), (7, 1), (5, 8), (7, 7)])
-def test_equals_the_reference(size, param_order):
+def test_equals_the_reference(size, param_order, num_paths, snake):
     batch, length, channels, states = 2, size[0] * size[1], 6, 3
     inputs = (
         torch.randn(batch, length, channels),
@@ -22,7 +25,12 @@ def test_equals_the_reference(size, param_order):
     )
     inputs = [t.double() for t in inputs]
     expected = multi_directional_scan(
-        *inputs, *size, param_order=param_order, backend='reference'
+        *inputs,
+        *size,
+        param_order=param_order,
+        num_paths=num_paths,
+        snake=snake,
+        backend='reference',
     )
-    y = export_scan(*inputs, *size, param_order)
+    y = export_scan(*inputs, *size, param_order, num_paths, snake)
     torch.testing.assert_close(y, expected)

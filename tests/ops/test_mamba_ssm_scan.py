@@ -40,12 +40,17 @@ def kernel(monkeypatch):
 
 @pytest.mark.parametrize('param_order', PARAM_ORDERS)
 @pytest.mark.parametrize('batch', [1, 3])
+@pytest.mark.parametrize('num_paths, snake', [(4, True), (2, False)])
 @pytest.mark.parametrize(
     'size', [(1, 1), (1, 7), (7, 1), (5, 8), (7, 7), (16, 16)]
 )
-def test_four_calls_give_the_same(kernel, size, batch, param_order):
-    case = random_case(param_order, batch, *size, 5, 4)
-    y = mamba_ssm_scan(*case.inputs, *size, param_order)
+def test_a_call_for_each_path_gives_the_same(
+    kernel, size, batch, param_order, num_paths, snake
+):
+    case = random_case(
+        param_order, batch, *size, 5, 4, num_paths=num_paths, snake=snake
+    )
+    y = mamba_ssm_scan(*case.inputs, *size, param_order, num_paths, snake)
     grads = torch.autograd.grad(y, case.inputs, case.grad_y)
     assert_close((y.detach(), *grads), case.expected)
 

@@ -8,18 +8,20 @@ from scan_cases import NAMES, PARAM_ORDERS, make_inputs
 
 from vcmamba_mm.ops import available_backends, multi_directional_scan
 from vcmamba_mm.ops.scan import BackendError, scan_macs
-from vcmamba_mm.ops.scan_paths import snake_paths
+from vcmamba_mm.ops.scan_paths import scan_paths
 
 
-def by_hand(x, delta, A, B, C, D, theta, height, width, param_order):
+def by_hand(
+    x, delta, A, B, C, D, theta, height, width, param_order, num_paths, snake
+):
     """The recurrence once more, on NumPy scalars, written from the paper."""
     x, delta, A, B, C, D, theta = (
         t.detach().numpy() for t in (x, delta, A, B, C, D, theta)
     )
-    paths = snake_paths(height, width)
+    paths = scan_paths(height, width, num_paths=num_paths, snake=snake)
     y = 0 * x
     for b, e, p in itertools.product(
-        range(len(x)), range(x.shape[2]), range(4)
+        range(len(x)), range(x.shape[2]), range(num_paths)
     ):
         h = 0 * A[e]
         for i in range(height * width):
@@ -34,14 +36,16 @@ def by_hand(x, delta, A, B, C, D, theta, height, width, param_order):
     return torch.from_numpy(y)
 
 
+@pytest.mark.parametrize(
+    'num_paths, snake', [(4, True), (4, False), (1, True)]
+)
 @pytest.mark.parametrize('param_order', PARAM_ORDERS)
-def test_reference_is_the_recurrence(param_order):
+def test_reference_is_the_recurrence(param_order, num_paths, snake):
     inputs = make_inputs(1, 3, 4)
-    y = multi_directional_scan(
-        *inputs, 3, 4, param_order=param_order, backend='reference'
-    )
+    options = dict(param_order=param_order, num_paths=num_paths, snake=snake)
+    y = multi_directional_scan(*inputs, 3, 4, **options, backend='reference')
     torch.testing.assert_close(
-        y.detach(), by_hand(*inputs, 3, 4, param_order), rtol=1e-12, atol=1e-12
+        y.detach(), by_hand(*inputs, 3, 4, **options), rtol=1e-12, atol=1e-12
     )
 
 
@@ -68,7 +72,7 @@ def test_operator_registration(strided, save_states, dtype):
     inputs = [t.requires_grad_(save_states) for t in inputs]
     torch.library.opcheck(
         torch.ops.vcmamba_mm.scan,
-        (*inputs, 3, 4, 'raster', 'torch', save_states),
+        (*inputs, 3, 4, 'raster', 4, True, 'torch', save_states),
     )
 
 
@@ -81,18 +85,22 @@ def test_operator_registration_of_the_kernels():
     inputs = make_inputs(1, 1, 2, 3, 2, dtype=torch.float32)
     inputs = [t.detach().to(device) for t in inputs]
     torch.library.opcheck(
-        torch.ops.vcmamba_mm.scan, (*inputs, 1, 2, 'raster', 'triton', False)
+        torch.ops.vcmamba_mm.scan,
+        (*inputs, 1, 2, 'raster', 4, True, 'triton', False),
     )
 
 
+@pytest.mark.parametrize('num_paths', [1, 4])
 @pytest.mark.parametrize('param_order', PARAM_ORDERS)
-def test_flop_counter_counts_the_recurrence(param_order):
+def test_flop_counter_counts_the_recurrence(param_order, num_paths):
     inputs = make_inputs(2, 3, 4, 6, 5)
     # paths, images, tokens, channels; a state's four products and two more
-    macs = 4 * 2 * 12 * 6 * (4 * 5 + 2)
-    assert scan_macs(2, 12, 6, 5) == macs
+    macs = num_paths * 2 * 12 * 6 * (4 * 5 + 2)
+    assert scan_macs(2, 12, 6, 5, num_paths) == macs
     with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
-        y = multi_directional_scan(*inputs, 3, 4, param_order=param_order)
+        y = multi_directional_scan(
+            *inputs, 3, 4, param_order=param_order, num_paths=num_paths
+        )
         assert counter.get_total_flops() == 2 * macs
         y.sum().backward()
     # as for matrix products, twice as much backwards
@@ -127,10 +135,13 @@ def test_wrong_shape_names_the_argument(name, shape):
         multi_directional_scan(*inputs.values(), 5, 8)
 
 
-def test_wrong_param_order_and_backend():
+def test_wrong_option():
     inputs = make_inputs()
     with pytest.raises(ValueError, match="param_order.*'rows'"):
         multi_directional_scan(*inputs, 5, 8, param_order='rows')
+    for num_paths in (0, 5):
+        with pytest.raises(ValueError, match=f'1 to 4, got {num_paths}'):
+            multi_directional_scan(*inputs, 5, 8, num_paths=num_paths)
     with pytest.raises(ValueError, match="'cuda'.*'auto'"):
         multi_directional_scan(*inputs, 5, 8, backend='cuda')
     for backend, reason in available_backends().items():

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LogNorm, Normalize
+from torch import Tensor
 
 from vcmamba_mm.analysis.figures import new_figure, write_figure
 from vcmamba_mm.analysis.pictures import (
@@ -27,12 +28,12 @@ from vcmamba_mm.analysis.scan_maps import (
 )
 from vcmamba_mm.engine import SETUP_ERRORS, one_line_errors
 from vcmamba_mm.inference import get_model
-from vcmamba_mm.ops.scan_paths import NUM_PATHS, snake_paths
+from vcmamba_mm.ops.scan_paths import NUM_PATHS, scan_paths
 
 NAMES = (
-    '1: row snake',
+    '1: along the rows',
     '2: path 1 reversed',
-    '3: column snake',
+    '3: along the columns',
     '4: path 3 reversed',
 )
 LEAST_DECAY = 1e-4  # end of the colour scale
@@ -88,11 +89,10 @@ def parse_args() -> argparse.Namespace:
 
 
 def draw_path(
-    ax: Axes, p: int, height: int, width: int, size: int, **line
+    ax: Axes, order: Tensor, height: int, width: int, size: int, **line
 ) -> LineCollection:
-    """Draw path ``p`` through the middles of the tokens, in pixels."""
-    order = snake_paths(height, width).order[p].numpy()
-    rows, columns = np.divmod(order, width)
+    """Draw a path through the middles of the tokens, in pixels."""
+    rows, columns = np.divmod(order.cpu().numpy(), width)
     x, y = (columns + 0.5) * size / width, (rows + 0.5) * size / height
     points = np.stack([x, y], axis=1)
     lines = LineCollection(np.stack([points[:-1], points[1:]], 1), **line)
@@ -114,11 +114,13 @@ def draw_paths(picture: np.ndarray, stride: int, out: str) -> str:
     size = len(picture)
     tokens = -(-size // stride)
     figure, (axes,) = new_figure(1, NUM_PATHS, cell=(3.4, 3.6))
-    for p, ax in enumerate(axes):
+    for p, (ax, order) in enumerate(
+        zip(axes, scan_paths(tokens, tokens).order)
+    ):
         ax.imshow(picture, alpha=0.45, extent=(0, size, size, 0))
         steps = np.arange(tokens**2 - 1)
         lines = draw_path(
-            ax, p, tokens, tokens, size, array=steps, cmap='plasma', lw=2.5
+            ax, order, tokens, tokens, size, array=steps, cmap='plasma', lw=2.5
         )
         ax.set_title(NAMES[p])
         ax.axis('off')
@@ -136,10 +138,10 @@ def draw_paths(picture: np.ndarray, stride: int, out: str) -> str:
 def overlay(
     picture: np.ndarray, maps: np.ndarray, label: str, norm: Normalize
 ) -> tuple:
-    """The picture, and the maps of the four paths over it in grey."""
+    """The picture, and the maps of the paths over it in grey."""
     size = len(picture)
     extent = (0, size, size, 0)
-    figure, (axes,) = new_figure(1, NUM_PATHS + 1, cell=(3, 3.2))
+    figure, (axes,) = new_figure(1, len(maps) + 1, cell=(3, 3.2))
     axes[0].imshow(picture, extent=extent)
     axes[0].set_title('picture')
     for p, ax in enumerate(axes[1:]):
@@ -182,16 +184,16 @@ def draw_decay(
     x, y = (column + 0.5) / scan.width, (row + 0.5) / scan.height
     for ax in axes:
         ax.plot(x * size, y * size, '*', color='cyan', markersize=10)
-    for p, ax in enumerate(axes[1:]):
+    for ax, order in zip(axes[1:], scan.paths.order):
         draw_path(
-            ax, p, scan.height, scan.width, size, color='white', alpha=0.35
+            ax, order, scan.height, scan.width, size, color='white', alpha=0.35
         )
     write_figure(figure, out)
     lengths = memory_length(maps, SHARE)[0].tolist()
     return (
         f'Of what the token ({row}, {column}) writes into the state, at least '
         f'{SHARE:.0%} is left for the next {", ".join(map(str, lengths))} '
-        'tokens of the four paths.'
+        'tokens of the paths.'
     )
 
 

@@ -1,4 +1,4 @@
-"""What the scan of one mixer does: read-outs and decays of the four paths."""
+"""What the scan of one mixer does: read-outs and decays of the paths."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..models import MultiDirectionalMamba
 from ..ops.reference import reference_readouts
-from ..ops.scan_paths import NUM_PATHS, snake_paths
+from ..ops.scan_paths import NUM_PATHS, ScanPaths, scan_paths
 
 
 class Scan(NamedTuple):
@@ -19,12 +19,27 @@ class Scan(NamedTuple):
         height: Rows of the feature map.
         width: Columns of the feature map.
         param_order: 'raster' or 'path'.
+        num_paths: How many of the four paths.
+        snake: Whether every second line runs backwards.
     """
 
     tensors: tuple[Tensor, ...]
     height: int
     width: int
     param_order: str
+    num_paths: int = NUM_PATHS
+    snake: bool = True
+
+    @property
+    def paths(self) -> ScanPaths:
+        """The index tables, where the tensors are."""
+        return scan_paths(
+            self.height,
+            self.width,
+            self.tensors[0].device,
+            self.num_paths,
+            self.snake,
+        )
 
 
 def mixers(model: nn.Module) -> list[MultiDirectionalMamba]:
@@ -58,7 +73,13 @@ def record_scan(model: nn.Module, inputs: Tensor, layer: int = -1) -> Scan:
     finally:
         handle.remove()
     (x,) = maps
-    return Scan(mixer.scan_inputs(x), *x.shape[2:], mixer.param_order)
+    return Scan(
+        mixer.scan_inputs(x),
+        *x.shape[2:],
+        mixer.param_order,
+        mixer.num_paths,
+        mixer.snake,
+    )
 
 
 @torch.no_grad()
@@ -67,13 +88,11 @@ def direction_activations(scan: Scan) -> Tensor:
 
     Returns:
         Tensor: Mean over channels of the magnitude of what a path reads out,
-        shape (batch, 4, height, width). The paths' read-outs, before this
-        mean, sum to the output of the scan.
+        shape (batch, num_paths, height, width). The paths' read-outs, before
+        this mean, sum to the output of the scan.
     """
-    tensors = [t.double() for t in scan.tensors]
-    readouts = reference_readouts(
-        *tensors, scan.height, scan.width, scan.param_order
-    )
+    tensors, *options = scan
+    readouts = reference_readouts(*(t.double() for t in tensors), *options)
     maps = readouts.abs().mean(-1).transpose(0, 1)
     return maps.unflatten(2, (scan.height, scan.width))
 
@@ -97,7 +116,7 @@ def decay_maps(scan: Scan, row: int, column: int) -> Tensor:
 
     Returns:
         Tensor: Mean of the fraction over channels and states, float64, shape
-        (batch, 4, height, width): 1 at the token, 0 before it.
+        (batch, num_paths, height, width): 1 at the token, 0 before it.
 
     Raises:
         ValueError: If there is no such token.
@@ -110,11 +129,9 @@ def decay_maps(scan: Scan, row: int, column: int) -> Tensor:
         )
     _, delta, A, *_ = scan.tensors
     A, delta = A.double(), delta.double()
-    paths = snake_paths(height, width, delta.device)
-    maps = delta.new_zeros(len(delta), NUM_PATHS, height * width)
-    for p in range(NUM_PATHS):
-        order = paths.order[p]
-        start = int(paths.inverse[p, row * width + column])
+    maps = delta.new_zeros(len(delta), scan.num_paths, height * width)
+    for p, (order, inverse, _) in enumerate(zip(*scan.paths)):
+        start = int(inverse[row * width + column])
         steps = delta if scan.param_order == 'raster' else delta[:, order]
         passed = torch.zeros_like(steps[:, 0])  # sum of delta since the token
         for i in range(start, len(order)):
@@ -134,6 +151,6 @@ def memory_length(maps: Tensor, share: float = 0.5) -> Tensor:
 
     Returns:
         Tensor: Number of tokens by path, the chosen one not counted, shape
-        (batch, 4).
+        (batch, num_paths).
     """
     return (maps >= share).sum((2, 3)) - 1

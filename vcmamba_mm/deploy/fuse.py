@@ -14,7 +14,7 @@ from mmcv.cnn.bricks.wrappers import Conv2d
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..models.blocks import ConvFFN, FFNBlock, MDMBlock
+from ..models.blocks import ConvFFN, FFNBlock, LinearFFN, MDMBlock
 from ..models.mixer import MultiDirectionalMamba
 
 
@@ -193,8 +193,11 @@ class _Folder:
                 _fold_output(ffn.fc2, scale, torch.zeros_like(scale))
                 module.gamma = None
         elif isinstance(module, MDMBlock):
-            self._absorb(module.mixer.in_proj, _fold_input, module, 'norm1')
-            self._absorb(module.ffn.fc1, _fold_input, module, 'norm2')
+            mixer, ffn = module.mixer, module.ffn
+            if mixer.gate_proj is None:  # else two convolutions follow
+                self._absorb(mixer.in_proj, _fold_input, module, 'norm1')
+            if ffn is not None:
+                self._absorb(ffn.fc1, _fold_input, module, 'norm2')
 
 
 def check_eval_mode(model: nn.Module) -> None:
@@ -245,7 +248,7 @@ def _use_fused_convs(module: nn.Module) -> None:
 
     And the ffn the one that divides its batch.
     """
-    if not isinstance(module, (ConvFFN, MultiDirectionalMamba)):
+    if not isinstance(module, (ConvFFN, LinearFFN, MultiDirectionalMamba)):
         return
     for child in module.children():
         if type(child) is nn.Conv2d:

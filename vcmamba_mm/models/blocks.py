@@ -87,6 +87,34 @@ class ConvFFN(nn.Module):
         return self.drop(self.norm3(self.fc2(x)))
 
 
+class LinearFFN(nn.Module):
+    """1x1 expansion, activation and 1x1 projection: no mixing, no norms.
+
+    Args: as ``ConvFFN``, which has a depthwise convolution and norms besides.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        mlp_ratio: float,
+        drop_rate: float,
+        act_cfg: dict,
+    ):
+        super().__init__()
+        hidden_dims = int(embed_dims * mlp_ratio)
+        self.fc1 = nn.Conv2d(embed_dims, hidden_dims, 1)
+        self.act = build_activation_layer(act_cfg)
+        self.fc2 = nn.Conv2d(hidden_dims, embed_dims, 1)
+        self.drop = nn.Dropout(drop_rate)
+        for conv in (self.fc1, self.fc2):
+            nn.init.trunc_normal_(conv.weight, std=0.02)
+            nn.init.zeros_(conv.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.drop(self.act(self.fc1(x)))
+        return self.drop(self.fc2(x))
+
+
 class FFNBlock(nn.Module):
     """Convolutional block: ``x + drop_path(gamma * ffn(x))``.
 
@@ -94,6 +122,7 @@ class FFNBlock(nn.Module):
         embed_dims: Channels in and out.
         drop_path_rate: Stochastic depth rate of this block.
         layer_scale_init_value: Initial value of gamma, shape (C, 1, 1).
+        norm_cfg: Config of the ffn's norms.
         ffn_cfg: The remaining arguments of ``ConvFFN``.
     """
 
@@ -102,10 +131,11 @@ class FFNBlock(nn.Module):
         embed_dims: int,
         drop_path_rate: float,
         layer_scale_init_value: float,
+        norm_cfg: dict,
         ffn_cfg: dict,
     ):
         super().__init__()
-        self.ffn = ConvFFN(embed_dims, **ffn_cfg)
+        self.ffn = ConvFFN(embed_dims, norm_cfg=norm_cfg, **ffn_cfg)
         self.gamma = nn.Parameter(
             torch.full((embed_dims, 1, 1), layer_scale_init_value)
         )
@@ -127,9 +157,14 @@ class MDMBlock(nn.Module):
     Args:
         embed_dims: Channels in and out.
         drop_path_rate: Stochastic depth rate of this block.
-        norm_cfg: Config of the two norms and of the mixer's.
-        ffn_cfg: The remaining arguments of ``ConvFFN``.
+        norm_cfg: Config of the two norms, the mixer's and the ffn's.
+        ffn_cfg: The remaining arguments of the ffn.
         mixer_cfg: Further arguments of ``MultiDirectionalMamba``.
+        ffn: 'conv' for ``ConvFFN``, 'linear' for ``LinearFFN``, or None for
+            none: then the block ends after the mixer.
+
+    Raises:
+        ValueError: If ``ffn`` is none of these.
     """
 
     def __init__(
@@ -139,16 +174,28 @@ class MDMBlock(nn.Module):
         norm_cfg: dict,
         ffn_cfg: dict,
         mixer_cfg: dict,
+        ffn: str | None = 'conv',
     ):
         super().__init__()
         self.norm1 = build_norm_layer(norm_cfg, embed_dims)[1]
         self.mixer = MultiDirectionalMamba(
             embed_dims, norm_cfg=norm_cfg, **mixer_cfg
         )
-        self.norm2 = build_norm_layer(norm_cfg, embed_dims)[1]
-        self.ffn = ConvFFN(embed_dims, **ffn_cfg)
+        self.norm2, self.ffn = None, None
+        if ffn is not None:
+            self.norm2 = build_norm_layer(norm_cfg, embed_dims)[1]
+        if ffn == 'conv':
+            self.ffn = ConvFFN(embed_dims, norm_cfg=norm_cfg, **ffn_cfg)
+        elif ffn == 'linear':
+            self.ffn = LinearFFN(embed_dims, **ffn_cfg)
+        elif ffn is not None:
+            raise ValueError(
+                f"mdm_cfg: ffn must be 'conv', 'linear' or None, got {ffn!r}"
+            )
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.mixer(self.norm1(x)))
+        if self.ffn is None:
+            return x
         return x + self.drop_path(self.ffn(self.norm2(x)))

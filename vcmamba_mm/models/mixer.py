@@ -10,7 +10,9 @@ from torch import Tensor
 
 from ..ops import multi_directional_scan
 from ..ops.scan import BACKENDS, PARAM_ORDERS
-from ..ops.scan_paths import NUM_DIRECTIONS
+from ..ops.scan_paths import NUM_DIRECTIONS, NUM_PATHS
+
+PROJECTIONS = ('conv_norm', 'conv', 'linear')
 
 
 class MultiDirectionalMamba(nn.Module):
@@ -30,14 +32,24 @@ class MultiDirectionalMamba(nn.Module):
         param_order: Whose delta, B and C a step of a path uses: those of its
             own number in raster order ('raster', the released weights) or
             those of the token it visits ('path', the paper's eq. 4).
+        num_paths: How many of the four paths, from the first on: 1 is the
+            row snake, 2 adds its reverse, 4 the same of the columns.
+        snake: False lets all rows, and all columns, run in the same
+            direction.
         dt_bias_scale: How often the bias of delta is added. The released
             weights were trained with 2.
-        norm_cfg: Config of the norms after the two 1x1 convolutions.
+        proj: The two projections: 1x1 convolutions with a bias and a norm,
+            the second one after a ReLU ('conv_norm'), the same without the
+            norms ('conv'), or linear maps alone ('linear', as in Mamba).
+        gate: Multiply what the scan gives by SiLU of a third projection, as
+            Mamba does.
+        with_norm: LayerNorm after the scan and the gate.
+        norm_cfg: Config of the norms after the projections.
         backend: Scan backend, see ``vcmamba_mm.ops.available_backends``.
 
     Raises:
-        ValueError: If ``param_order`` or ``backend`` is unknown, or
-            ``conv_size`` is even.
+        ValueError: If ``param_order``, ``proj`` or ``backend`` is unknown,
+            ``num_paths`` not from 1 to 4, or ``conv_size`` even.
     """
 
     def __init__(
@@ -47,7 +59,12 @@ class MultiDirectionalMamba(nn.Module):
         expand: int = 2,
         conv_size: int = 7,
         param_order: str = 'raster',
+        num_paths: int = NUM_PATHS,
+        snake: bool = True,
         dt_bias_scale: float = 2.0,
+        proj: str = 'conv_norm',
+        gate: bool = False,
+        with_norm: bool = True,
         norm_cfg: dict | None = None,
         backend: str = 'auto',
     ):
@@ -56,6 +73,15 @@ class MultiDirectionalMamba(nn.Module):
             raise ValueError(
                 f'mixer_cfg: param_order must be one of '
                 f'{PARAM_ORDERS}, got {param_order!r}'
+            )
+        if not 1 <= num_paths <= NUM_PATHS:
+            raise ValueError(
+                f'mixer_cfg: num_paths must be from 1 to {NUM_PATHS}, '
+                f'got {num_paths}'
+            )
+        if proj not in PROJECTIONS:
+            raise ValueError(
+                f'mixer_cfg: proj must be one of {PROJECTIONS}, got {proj!r}'
             )
         if backend not in ('auto', *BACKENDS):
             raise ValueError(
@@ -70,12 +96,23 @@ class MultiDirectionalMamba(nn.Module):
         norm_cfg = norm_cfg or dict(type='BN')
         inner_dims = expand * embed_dims
         dt_rank = math.ceil(embed_dims / 16)
+        bias = proj != 'linear'
         self.param_order = param_order
+        self.num_paths = num_paths
+        self.snake = snake
         self.dt_bias_scale = dt_bias_scale
         self.backend = backend
 
-        self.in_proj = nn.Conv2d(embed_dims, inner_dims, 1)
-        self.in_norm = build_norm_layer(norm_cfg, inner_dims)[1]
+        def norm(channels: int) -> nn.Module:
+            if proj != 'conv_norm':
+                return nn.Identity()
+            return build_norm_layer(norm_cfg, channels)[1]
+
+        self.in_proj = nn.Conv2d(embed_dims, inner_dims, 1, bias=bias)
+        self.in_norm = norm(inner_dims)
+        self.gate_proj = None
+        if gate:
+            self.gate_proj = nn.Conv2d(embed_dims, inner_dims, 1, bias=bias)
         self.dwconv = nn.Conv2d(
             inner_dims,
             inner_dims,
@@ -91,9 +128,10 @@ class MultiDirectionalMamba(nn.Module):
         )
         self.D = nn.Parameter(torch.ones(inner_dims))
         self.direction_B = nn.Parameter(torch.empty(NUM_DIRECTIONS, d_state))
-        self.norm = nn.LayerNorm(inner_dims)
-        self.out_proj = nn.Conv2d(inner_dims, embed_dims, 1)
-        self.out_norm = build_norm_layer(norm_cfg, embed_dims)[1]
+        self.norm = nn.LayerNorm(inner_dims) if with_norm else nn.Identity()
+        self.act = nn.Identity() if proj == 'linear' else nn.ReLU()
+        self.out_proj = nn.Conv2d(inner_dims, embed_dims, 1, bias=bias)
+        self.out_norm = norm(embed_dims)
 
         # As the release does, which undoes Mamba's initial delta bias: delta
         # starts at softplus(0) = 0.69.
@@ -130,8 +168,12 @@ class MultiDirectionalMamba(nn.Module):
             height,
             width,
             param_order=self.param_order,
+            num_paths=self.num_paths,
+            snake=self.snake,
             backend=self.backend,
         )
-        y = F.relu(self.norm(y))
+        if self.gate_proj is not None:
+            y = y * F.silu(self.gate_proj(x)).flatten(2).transpose(1, 2)
+        y = self.act(self.norm(y))
         y = y.transpose(1, 2).unflatten(2, (height, width))  # (batch, E, H, W)
         return self.out_norm(self.out_proj(y))

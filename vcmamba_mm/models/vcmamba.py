@@ -72,8 +72,11 @@ class VCMamba(BaseModule):
             linearly over all the blocks from 0.
         layer_scale_init_value: Initial layer scale of the ffn blocks.
         mixer_cfg: Arguments of ``MultiDirectionalMamba``: ``d_state``,
-            ``expand``, ``conv_size``, ``param_order``, ``dt_bias_scale``,
+            ``expand``, ``conv_size``, ``param_order``, ``num_paths``,
+            ``snake``, ``dt_bias_scale``, ``proj``, ``gate``, ``with_norm``,
             ``backend``.
+        mdm_cfg: Further arguments of the multi-directional Mamba blocks:
+            ``ffn`` ('conv', 'linear' or None), ``norm_cfg``.
         norm_cfg: Config of all batch norms.
         act_cfg: Config of the ffns' activations.
         frozen_stages: Stem and stages up to and including this index get no
@@ -110,6 +113,7 @@ class VCMamba(BaseModule):
         drop_path_rate: float = 0.0,
         layer_scale_init_value: float = 1e-5,
         mixer_cfg: dict | None = None,
+        mdm_cfg: dict | None = None,
         norm_cfg: dict | None = None,
         act_cfg: dict | None = None,
         frozen_stages: int = -1,
@@ -134,8 +138,13 @@ class VCMamba(BaseModule):
         ffn_cfg = dict(
             mlp_ratio=mlp_ratio,
             drop_rate=drop_rate,
-            norm_cfg=norm_cfg,
             act_cfg=act_cfg or dict(type='GELU'),
+        )
+        mdm_cfg = dict(
+            dict(
+                norm_cfg=norm_cfg, ffn_cfg=ffn_cfg, mixer_cfg=mixer_cfg or {}
+            ),
+            **(mdm_cfg or {}),
         )
 
         self.stem = Stem(in_channels, self.embed_dims[0], norm_cfg)
@@ -156,17 +165,12 @@ class VCMamba(BaseModule):
                     dims,
                     next(drop_path_rates),
                     layer_scale_init_value,
+                    norm_cfg,
                     ffn_cfg,
                 )
                 for _ in range(num_ffn)
             ] + [
-                MDMBlock(
-                    dims,
-                    next(drop_path_rates),
-                    norm_cfg,
-                    ffn_cfg,
-                    mixer_cfg or {},
-                )
+                MDMBlock(dims, next(drop_path_rates), **mdm_cfg)
                 for _ in range(depth - num_ffn)
             ]
             self.stages.append(Stage(downsample, blocks))

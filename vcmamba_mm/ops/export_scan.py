@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._higher_order_ops.scan import scan_op
 
-from .scan_paths import NUM_PATHS, make_snake_paths
+from .scan_paths import make_scan_paths
 
 
 def _step(
@@ -47,18 +47,20 @@ def export_scan(
     height: int,
     width: int,
     param_order: str,
+    num_paths: int,
+    snake: bool,
 ) -> Tensor:
-    """Scan tokens along the four snake paths.
+    """Scan tokens along the paths.
 
     Args, returns: as ``vcmamba_mm.ops.multi_directional_scan``.
     """
     num_tokens = x.shape[1]
-    paths = make_snake_paths(height, width, x.device)
+    paths = make_scan_paths(height, width, x.device, num_paths, snake)
 
     def read(tokens: Tensor) -> Tensor:
         """What is visited at each step, (steps, batch, paths, n)."""
         visited = tokens.index_select(1, paths.order.flatten())
-        visited = visited.unflatten(1, (NUM_PATHS, num_tokens))
+        visited = visited.unflatten(1, (num_paths, num_tokens))
         return visited.permute(2, 0, 1, 3).contiguous()
 
     def read_params(tokens: Tensor) -> Tensor:
@@ -70,16 +72,16 @@ def export_scan(
     A = A.t().contiguous()[:, None]
     delta, C = read_params(delta), read_params(C)
     theta = direction_B[paths.direction.t()][:, None]
-    state = x.new_zeros(x.shape[0], A.shape[0], NUM_PATHS, x.shape[2])
+    state = x.new_zeros(x.shape[0], A.shape[0], num_paths, x.shape[2])
     _, readout = scan_op(
         _step,
         [state],
         [delta, read_params(B) + theta, delta * read(x), C],
         (A,),
     )
-    number = torch.arange(NUM_PATHS, device=x.device)[:, None]
+    number = torch.arange(num_paths, device=x.device)[:, None]
     visits = (paths.inverse + num_tokens * number).flatten()
     readout = readout.permute(1, 2, 0, 3).flatten(1, 2)
     readout = readout.index_select(1, visits)
-    readout = readout.unflatten(1, (NUM_PATHS, num_tokens))
-    return readout.sum(1) + NUM_PATHS * D * x
+    readout = readout.unflatten(1, (num_paths, num_tokens))
+    return readout.sum(1) + num_paths * D * x

@@ -1,12 +1,12 @@
 """The multi-directional scan through mamba-ssm's CUDA kernel.
 
-Four calls, with the gathers around them that the kernel needs: the way the
-released model does it. The only file that imports mamba-ssm.
+One call for each path, with the gathers around it that the kernel needs: the
+way the released model does it. The only file that imports mamba-ssm.
 """
 
 from torch import Tensor
 
-from .scan_paths import NUM_PATHS, snake_paths
+from .scan_paths import scan_paths
 
 BUILD = (
     'MAMBA_FORCE_BUILD=TRUE MAMBA_KEEP_CUDA_BUILD=TRUE '
@@ -37,6 +37,8 @@ def mamba_ssm_scan(
     height: int,
     width: int,
     param_order: str,
+    num_paths: int,
+    snake: bool,
 ) -> Tensor:
     """As ``vcmamba_mm.ops.multi_directional_scan``, float32."""
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
@@ -44,18 +46,17 @@ def mamba_ssm_scan(
     def channels_first(t: Tensor) -> Tensor:
         return t.transpose(1, 2).contiguous()
 
-    paths = snake_paths(height, width, x.device)
+    paths = scan_paths(height, width, x.device, num_paths, snake)
     outs = []
-    for p in range(NUM_PATHS):
-        order = paths.order[p]
+    for order, inverse, direction in zip(*paths):
         params_of = slice(None) if param_order == 'raster' else order
         y = selective_scan_fn(
             channels_first(x[:, order]),
             channels_first(delta[:, params_of]),
             A,
-            channels_first(B[:, params_of] + direction_B[paths.direction[p]]),
+            channels_first(B[:, params_of] + direction_B[direction]),
             channels_first(C[:, params_of]),
             D,
         )  # (batch, channels, tokens), in the order of the path
-        outs.append(y.transpose(1, 2)[:, paths.inverse[p]])
+        outs.append(y.transpose(1, 2)[:, inverse])
     return sum(outs)

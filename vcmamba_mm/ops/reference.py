@@ -7,7 +7,7 @@ every state for autograd, and runs on any device and floating dtype.
 import torch
 from torch import Tensor
 
-from .scan_paths import NUM_PATHS, snake_paths
+from .scan_paths import scan_paths
 
 
 def reference_readouts(
@@ -21,8 +21,10 @@ def reference_readouts(
     height: int,
     width: int,
     param_order: str,
+    num_paths: int,
+    snake: bool,
 ) -> Tensor:
-    """Scan tokens along the four snake paths, one step at a time.
+    """Scan tokens along the paths, one step at a time.
 
     With path o, direction d(i) of the step into position i, and q(i) = i for
     ``param_order='raster'`` or q(i) = o(i) for ``'path'``:
@@ -34,13 +36,12 @@ def reference_readouts(
 
     Returns:
         Tensor: What each path reads out at each token in raster order, shape
-        (4, batch, tokens, channels).
+        (num_paths, batch, tokens, channels).
     """
     batch, num_tokens, channels = x.shape
-    paths = snake_paths(height, width, x.device)
+    paths = scan_paths(height, width, x.device, num_paths, snake)
     y = []
-    for p in range(NUM_PATHS):
-        order, direction = paths.order[p], paths.direction[p]
+    for order, inverse, direction in zip(*paths):
         state = x.new_zeros(batch, channels, A.shape[1])
         readouts = []
         for i in range(num_tokens):
@@ -52,7 +53,7 @@ def reference_readouts(
             C_i = C[:, params_of, None]  # (batch, 1, state)
             state = torch.exp(step * A) * state + step * B_i * x_i
             readouts.append((C_i * state).sum(-1) + D * x[:, token])
-        y.append(torch.stack(readouts, dim=1)[:, paths.inverse[p]])
+        y.append(torch.stack(readouts, dim=1)[:, inverse])
     return torch.stack(y)
 
 

@@ -91,10 +91,15 @@ def _check(
     height: int,
     width: int,
     param_order: str,
+    num_paths: int,
 ) -> None:
     if param_order not in PARAM_ORDERS:
         raise ValueError(
             f'param_order must be one of {PARAM_ORDERS}, got {param_order!r}'
+        )
+    if not 1 <= num_paths <= NUM_PATHS:
+        raise ValueError(
+            f'num_paths must be from 1 to {NUM_PATHS}, got {num_paths}'
         )
     if x.dim() != 3 or x.shape[1] != height * width or x.shape[1] == 0:
         raise ValueError(
@@ -134,11 +139,13 @@ def _autocasts(device_type: str) -> bool:
     ) and torch.is_autocast_enabled(device_type)
 
 
-def _states_shape(x: Tensor, A: Tensor, param_order: str) -> tuple[int, ...]:
+def _states_shape(
+    x: Tensor, A: Tensor, param_order: str, num_paths: int
+) -> tuple[int, ...]:
     """Of the states that the PyTorch backend keeps for its backward pass."""
     chunks = -(-x.shape[1] // torch_scan.CHUNK)
-    paths = NUM_PATHS if param_order == 'raster' else 1
-    groups = x.shape[0] * NUM_PATHS // paths
+    paths = num_paths if param_order == 'raster' else 1
+    groups = x.shape[0] * num_paths // paths
     return chunks, groups, A.shape[1], paths, x.shape[2]
 
 
@@ -154,33 +161,35 @@ def _scan(
     height: int,
     width: int,
     param_order: str,
+    num_paths: int,
+    snake: bool,
     backend: str,
     save_states: bool,
 ) -> tuple[Tensor, Tensor]:
     """y in the dtype of the computation, and what the backward pass needs."""
     tensors = (x, delta, A, B, C, D, direction_B)
+    options = (height, width, param_order, num_paths, snake)
     if backend == 'triton':
         from . import triton_scan
 
-        y = triton_scan.scan_forward(*tensors, height, width, param_order)
+        y = triton_scan.scan_forward(*tensors, *options)
         return y, x.new_empty(0, dtype=_compute_dtype(x))
     tensors = [t.to(_compute_dtype(x)) for t in tensors]
     # Matrix products would otherwise fall to half precision.
     with torch.autocast(x.device.type, enabled=False):
-        y, saved = torch_scan.scan_forward(
-            *tensors, height, width, param_order, save_states
-        )
+        y, saved = torch_scan.scan_forward(*tensors, *options, save_states)
     # Flat, as tracing fixes every size that is 1, and there may be one chunk.
     return y.contiguous(), saved.flatten()
 
 
 @_scan.register_fake
 def _(x, delta, A, B, C, D, direction_B, height, width, param_order,
-      backend, save_states):  # fmt: skip
+      num_paths, snake, backend, save_states):  # fmt: skip
     keeps = backend == 'torch' and save_states
-    size = math.prod(_states_shape(x, A, param_order)) if keeps else 0
+    shape = _states_shape(x, A, param_order, num_paths) if keeps else (0,)
     dtype = _compute_dtype(x)
-    return x.new_empty(x.shape, dtype=dtype), x.new_empty(size, dtype=dtype)
+    y = x.new_empty(x.shape, dtype=dtype)
+    return y, x.new_empty(math.prod(shape), dtype=dtype)
 
 
 @torch.library.custom_op('vcmamba_mm::scan_backward', mutates_args=())
@@ -197,53 +206,49 @@ def _scan_backward(
     height: int,
     width: int,
     param_order: str,
+    num_paths: int,
+    snake: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     inputs = (x, delta, A, B, C, D, direction_B)
+    options = (height, width, param_order, num_paths, snake)
     if backend == 'triton':
         from . import triton_scan
 
-        return triton_scan.scan_backward(
-            grad_y, *inputs, height, width, param_order
-        )
+        return triton_scan.scan_backward(grad_y, *inputs, *options)
     tensors = [t.to(_compute_dtype(x)) for t in (grad_y, *inputs)]
-    saved = saved.view(_states_shape(x, A, param_order))
+    saved = saved.view(_states_shape(x, A, param_order, num_paths))
     with torch.autocast(x.device.type, enabled=False):
-        grads = torch_scan.scan_backward(
-            *tensors, saved, height, width, param_order
-        )
+        grads = torch_scan.scan_backward(*tensors, saved, *options)
     return tuple(g.to(t.dtype).contiguous() for g, t in zip(grads, inputs))
 
 
 @_scan_backward.register_fake
 def _(grad_y, x, delta, A, B, C, D, direction_B, saved, height, width,
-      param_order, backend):  # fmt: skip
+      param_order, num_paths, snake, backend):  # fmt: skip
     inputs = (x, delta, A, B, C, D, direction_B)
     return tuple(t.new_empty(t.shape) for t in inputs)
 
 
 def _setup_context(ctx, inputs, output):
-    *tensors, ctx.height, ctx.width, ctx.param_order, ctx.backend, _ = inputs
+    tensors, ctx.options = inputs[:7], inputs[7:-1]  # less save_states
     ctx.save_for_backward(*tensors, output[1])
 
 
 def _backward(ctx, grad_y, _):
-    grads = _scan_backward(
-        grad_y,
-        *ctx.saved_tensors,
-        ctx.height,
-        ctx.width,
-        ctx.param_order,
-        ctx.backend,
-    )
-    return *grads, None, None, None, None, None
+    grads = _scan_backward(grad_y, *ctx.saved_tensors, *ctx.options)
+    return *grads, *[None] * (len(ctx.options) + 1)
 
 
 _scan.register_autograd(_backward, setup_context=_setup_context)
 
 
 def scan_macs(
-    batch: int, num_tokens: int, channels: int, num_states: int
+    batch: int,
+    num_tokens: int,
+    channels: int,
+    num_states: int,
+    num_paths: int = NUM_PATHS,
 ) -> int:
     """Multiply-accumulates of one multi-directional scan.
 
@@ -251,19 +256,20 @@ def scan_macs(
     the state; B x; C h) and 2 besides (delta x; D x). Exponentials are not
     counted, sharing of delta A between the paths is not assumed.
     """
-    return NUM_PATHS * batch * num_tokens * channels * (4 * num_states + 2)
+    return num_paths * batch * num_tokens * channels * (4 * num_states + 2)
 
 
 @register_flop_formula(torch.ops.vcmamba_mm.scan)
-def _scan_flops(x_shape, delta_shape, A_shape, *args, **kwargs) -> int:
-    return 2 * scan_macs(*x_shape, A_shape[1])
+def _(x_shape, delta_shape, A_shape, B_shape, C_shape, D_shape, theta_shape,
+      height, width, param_order, num_paths, *args, **kwargs):  # fmt: skip
+    return 2 * scan_macs(*x_shape, A_shape[1], num_paths)
 
 
 @register_flop_formula(torch.ops.vcmamba_mm.scan_backward)
-def _scan_backward_flops(
-    grad_shape, x_shape, delta_shape, A_shape, *args, **kwargs
-) -> int:
-    return 4 * scan_macs(*x_shape, A_shape[1])
+def _(grad_shape, x_shape, delta_shape, A_shape, B_shape, C_shape, D_shape,
+      theta_shape, saved_shape, height, width, param_order, num_paths,
+      *args, **kwargs):  # fmt: skip
+    return 4 * scan_macs(*x_shape, A_shape[1], num_paths)
 
 
 # Backends made of operators that autograd knows, outside of ours.
@@ -284,6 +290,8 @@ def multi_directional_scan(
     width: int,
     *,
     param_order: str = 'raster',
+    num_paths: int = NUM_PATHS,
+    snake: bool = True,
     backend: str = 'auto',
 ) -> Tensor:
     """Scan tokens along four snake paths and sum what each path reads out.
@@ -312,16 +320,20 @@ def multi_directional_scan(
         height: Rows of the feature map.
         width: Columns of the feature map.
         param_order: 'raster' or 'path'.
+        num_paths: How many of the four paths, from the first on: 1 is the
+            row snake, 2 adds its reverse, 4 the same of the columns.
+        snake: False for paths that run through every line in the same
+            direction; see ``vcmamba_mm.ops.scan_paths.scan_paths``.
         backend: 'auto' (today 'torch' everywhere), 'reference', 'torch',
             'triton' or 'mamba_ssm'; see ``available_backends``.
 
     Returns:
-        Tensor: Sum over the four paths, shape and dtype of ``x``; under
+        Tensor: Sum over the paths, shape and dtype of ``x``; under
         autocast in the dtype it was computed in.
 
     Raises:
-        ValueError: If a shape, a device, ``param_order`` or ``backend`` does
-            not fit; the message names it.
+        ValueError: If a shape, a device, ``param_order``, ``num_paths`` or
+            ``backend`` does not fit; the message names it.
         BackendError: If the backend asked for cannot be used here.
 
     Example:
@@ -332,19 +344,18 @@ def multi_directional_scan(
         >>> multi_directional_scan(x, delta, A, B, C, D, theta, 3, 4).shape
         torch.Size([2, 12, 8])
     """
-    _check(x, delta, A, B, C, D, direction_B, height, width, param_order)
-    backend = _choose_backend(backend, x.device)
     tensors = (x, delta, A, B, C, D, direction_B)
+    _check(*tensors, height, width, param_order, num_paths)
+    backend = _choose_backend(backend, x.device)
+    options = (height, width, param_order, num_paths, snake)
     if backend in _DIFFERENTIABLE:
         tensors = [t.to(_compute_dtype(x)) for t in tensors]
         with torch.autocast(x.device.type, enabled=False):
-            y = _DIFFERENTIABLE[backend](*tensors, height, width, param_order)
+            y = _DIFFERENTIABLE[backend](*tensors, *options)
     else:
         save_states = torch.is_grad_enabled() and any(
             t.requires_grad for t in tensors
         )
-        y, _ = _scan(
-            *tensors, height, width, param_order, backend, save_states
-        )
+        y, _ = _scan(*tensors, *options, backend, save_states)
     # Autocast keeps sums in float32: these may exceed float16's range.
     return y if _autocasts(x.device.type) else y.to(x.dtype)

@@ -1,6 +1,6 @@
 """The multi-directional scan in plain PyTorch, for every device.
 
-The four paths are turned into groups of recurrences that share delta, B and
+The paths are turned into groups of recurrences that share delta, B and
 C, and so the decay exp(delta A), which is then computed once: in raster order
 an image is one group of four paths, in path order four groups of one. A loop
 over time updates the states of all groups in place; sums over channels or
@@ -16,7 +16,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .scan_paths import NUM_PATHS, SnakePaths, snake_paths
+from .scan_paths import ScanPaths, scan_paths
 
 CHUNK = 8
 
@@ -24,20 +24,20 @@ CHUNK = 8
 class _Groups:
     """Between tokens, (batch, tokens, n), and the steps of the groups."""
 
-    def __init__(self, paths: SnakePaths, param_order: str):
+    def __init__(self, paths: ScanPaths, param_order: str):
         order, inverse, self.direction = paths
-        num_tokens = order.shape[1]
-        number = torch.arange(NUM_PATHS, device=order.device)[:, None]
+        self.num_paths, num_tokens = order.shape
+        number = torch.arange(self.num_paths, device=order.device)[:, None]
         self.shared = param_order == 'raster'
         if self.shared:  # path is the inner index of (tokens, paths)
             self.visited = order.t().flatten()
-            visits = inverse * NUM_PATHS + number
+            visits = inverse * self.num_paths + number
             self.direction = self.direction.t().contiguous()
         else:  # ... and the outer one of (groups, tokens)
             self.visited = order.flatten()
             visits = inverse + num_tokens * number
         self.visits = visits.t().flatten()
-        self.paths = NUM_PATHS if self.shared else 1
+        self.paths = self.num_paths if self.shared else 1
 
     def read(self, tokens: Tensor) -> Tensor:
         """What is visited at each step, (groups, steps, paths, n)."""
@@ -48,9 +48,9 @@ class _Groups:
     def sum_at_tokens(self, steps: Tensor) -> Tensor:
         """Transpose of ``read``."""
         _, num_tokens, _, n = steps.shape
-        steps = steps.view(-1, NUM_PATHS * num_tokens, n)
+        steps = steps.view(-1, self.num_paths * num_tokens, n)
         at_tokens = steps.index_select(1, self.visits)
-        return at_tokens.view(-1, num_tokens, NUM_PATHS, n).sum(2)
+        return at_tokens.view(-1, num_tokens, self.num_paths, n).sum(2)
 
     def read_params(self, tokens: Tensor) -> Tensor:
         """delta, B or C of each step, (groups, steps, n)."""
@@ -64,8 +64,8 @@ class _Groups:
         """B + theta of each step, (groups, steps, paths, state)."""
         if self.shared:
             return B[:, :, None] + direction_B[self.direction]
-        theta = direction_B[self.direction]  # (4, steps, state)
-        B = self.read(B).unflatten(0, (-1, NUM_PATHS))
+        theta = direction_B[self.direction]  # (num_paths, steps, state)
+        B = self.read(B).unflatten(0, (-1, self.num_paths))
         return (B + theta[:, :, None]).flatten(0, 1)
 
     def sum_theta(self, steps: Tensor, direction_B: Tensor) -> Tensor:
@@ -78,11 +78,17 @@ class _Groups:
 
 @lru_cache(maxsize=256)
 def _groups(
-    height: int, width: int, device: torch.device, param_order: str
+    height: int,
+    width: int,
+    device: torch.device,
+    param_order: str,
+    num_paths: int,
+    snake: bool,
 ) -> _Groups:
     # The cache outlives any inference_mode block the first call may be in.
     with torch.inference_mode(False):
-        return _Groups(snake_paths(height, width, device), param_order)
+        paths = scan_paths(height, width, device, num_paths, snake)
+        return _Groups(paths, param_order)
 
 
 def _chunks(num_tokens: int) -> list[slice]:
@@ -113,6 +119,8 @@ def scan_forward(
     height: int,
     width: int,
     param_order: str,
+    num_paths: int,
+    snake: bool,
     save_states: bool,
 ) -> tuple[Tensor, Tensor]:
     """Forward pass; all tensors of one floating dtype.
@@ -122,7 +130,7 @@ def scan_forward(
         2 CHUNK, ..., shape (chunks, groups, state, paths, channels); no
         chunks unless ``save_states``.
     """
-    groups = _groups(height, width, x.device, param_order)
+    groups = _groups(height, width, x.device, param_order, num_paths, snake)
     A = A.t().contiguous()[:, None]  # (state, 1, channels)
     delta, C = groups.read_params(delta), groups.read_params(C)
     step_input = groups.read(x).mul_(delta[:, :, None])
@@ -147,7 +155,7 @@ def scan_forward(
             state.mul_(decay).addcmul_(B_t, input_t)
             torch.bmm(C_t, state.flatten(2), out=readout_t)
     y = groups.sum_at_tokens(readout)
-    return y.addcmul_(D, x, value=NUM_PATHS), saved
+    return y.addcmul_(D, x, value=num_paths), saved
 
 
 def scan_backward(
@@ -163,6 +171,8 @@ def scan_backward(
     height: int,
     width: int,
     param_order: str,
+    num_paths: int,
+    snake: bool,
 ) -> tuple[Tensor, ...]:
     """Backward pass: gradients of x, delta, A, B, C, D, direction_B.
 
@@ -170,9 +180,9 @@ def scan_backward(
 
         g_i = C_i dy_o(i) + exp(delta_{i+1} A) g_{i+1}.
     """
-    groups = _groups(height, width, x.device, param_order)
-    grad_D = NUM_PATHS * (x * grad_y).sum((0, 1))
-    grad_skip = NUM_PATHS * D * grad_y
+    groups = _groups(height, width, x.device, param_order, num_paths, snake)
+    grad_D = num_paths * (x * grad_y).sum((0, 1))
+    grad_skip = num_paths * D * grad_y
     A = A.t().contiguous()[:, None]  # (state, 1, channels)
     delta, C = groups.read_params(delta), groups.read_params(C)
     x, grad_readout = groups.read(x), groups.read(grad_y)

@@ -1,9 +1,9 @@
 """The multi-directional scan as one fused Triton kernel in each direction.
 
 A program owns a tile of channels of one image and walks the time steps of the
-four paths together, with the states in registers as tiles (state, channels).
+paths together, with the states in registers as tiles (state, channels).
 Tokens are read and written where they lie; nothing is permuted or gathered
-outside. In raster order one exponential a step serves the four paths.
+outside. In raster order one exponential a step serves all paths.
 
 What several steps add to (y, and most gradients) is private to a program, so
 sums are made in a fixed order: results do not change from run to run.
@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .scan_paths import NUM_DIRECTIONS, NUM_PATHS, snake_paths
+from .scan_paths import NUM_DIRECTIONS, scan_paths
 
 # Steps whose states the backward pass keeps in registers.
 CHUNK = 4
@@ -39,7 +39,7 @@ def _forward_kernel(
     length, channels,
     s_xb, s_xl, s_xe, s_db, s_dl, s_de, s_Bb, s_Bl, s_Bn, s_Cb, s_Cl, s_Cn,
     STATES: tl.constexpr, BN: tl.constexpr, BE: tl.constexpr,
-    RASTER: tl.constexpr,
+    RASTER: tl.constexpr, PATHS: tl.constexpr,
 ):  # fmt: skip
     """y of one image and tile of channels.
 
@@ -59,14 +59,16 @@ def _forward_kernel(
         A + o_e[None, :] * STATES + o_n[:, None],
         m_e[None, :] & m_n[:, None], other=0,
     ).to(dtype) * LOG2E  # fmt: skip
-    b_D = 4 * tl.load(D + o_e, m_e, other=0).to(dtype)
+    b_D = PATHS * tl.load(D + o_e, m_e, other=0).to(dtype)
     for i in range(length):
         b_x = _load_row(x, i, s_xl, o_e, s_xe, m_e, dtype)
         tl.store(y + i * channels, b_D * b_x, m_e)
     tl.debug_barrier()
 
     zero = tl.zeros([BN, BE], dtype)
-    h = (zero, zero, zero, zero)
+    h = ()
+    for _ in tl.static_range(PATHS):
+        h = h + (zero,)
     for i in range(length):
         if RASTER:
             b_delta = _load_row(delta, i, s_dl, o_e, s_de, m_e, dtype)
@@ -74,7 +76,7 @@ def _forward_kernel(
             b_C = _load_row(C, i, s_Cl, o_n, s_Cn, m_n, dtype)
             b_decay = tl.exp2(b_delta[None, :] * b_A)
         h_next = ()
-        for p in tl.static_range(4):
+        for p in tl.static_range(PATHS):
             token = tl.load(order + p * length + i)
             b_x = _load_row(x, token, s_xl, o_e, s_xe, m_e, dtype)
             b_theta = tl.load(
@@ -105,7 +107,7 @@ def _backward_kernel(
     s_gb, s_gl, s_ge, s_xb, s_xl, s_xe, s_db, s_dl, s_de, s_Bb, s_Bl, s_Bn,
     s_Cb, s_Cl, s_Cn,
     STATES: tl.constexpr, BN: tl.constexpr, BE: tl.constexpr,
-    RASTER: tl.constexpr, CHUNK: tl.constexpr,
+    RASTER: tl.constexpr, PATHS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """All gradients of one image and tile of channels.
 
@@ -128,7 +130,7 @@ def _backward_kernel(
     o_ne = o_n[:, None] * channels + o_e[None, :]
     s_state = tl.full([], STATES, tl.int64) * channels
     o_en = o_e[None, :] * STATES + o_n[:, None]
-    states += i_b * chunks * 4 * STATES * channels + o_ne
+    states += i_b * chunks * PATHS * STATES * channels + o_ne
     grad_x += i_b * length * channels + o_e
     grad_delta += i_b * length * channels + o_e
     i_tile = i_e * tl.num_programs(1) + i_b
@@ -140,30 +142,32 @@ def _backward_kernel(
     zero = tl.zeros([BN, BE], dtype)
 
     # Forwards, and the start values of what is added to below.
-    b_D = 4 * tl.load(D + o_e, m_e, other=0).to(dtype)
+    b_D = PATHS * tl.load(D + o_e, m_e, other=0).to(dtype)
     b_grad_D = tl.zeros([BE], dtype)
     nothing = tl.zeros([BN], dtype)
     for d in tl.static_range(5):
         tl.store(grad_theta + d * STATES, nothing, m_n)
-    h = (zero, zero, zero, zero)
+    h = ()
+    for _ in tl.static_range(PATHS):
+        h = h + (zero,)
     for i in range(length):
         b_x = _load_row(x, i, s_xl, o_e, s_xe, m_e, dtype)
         b_grad_y = _load_row(grad_y, i, s_gl, o_e, s_ge, m_e, dtype)
-        b_grad_D += 4 * b_x * b_grad_y
+        b_grad_D += PATHS * b_x * b_grad_y
         tl.store(grad_x + i * channels, b_D * b_grad_y, m_e)
         tl.store(grad_delta + i * channels, tl.zeros([BE], dtype), m_e)
         tl.store(grad_B + i * STATES, nothing, m_n)
         tl.store(grad_C + i * STATES, nothing, m_n)
         if i % CHUNK == 0:
-            for p in tl.static_range(4):
-                i_state = i // CHUNK * 4 + p
+            for p in tl.static_range(PATHS):
+                i_state = i // CHUNK * PATHS + p
                 tl.store(states + i_state * s_state, h[p], m_ne)
         if RASTER:
             b_delta = _load_row(delta, i, s_dl, o_e, s_de, m_e, dtype)
             b_B = _load_row(B, i, s_Bl, o_n, s_Bn, m_n, dtype)
             b_decay = tl.exp2(b_delta[None, :] * (b_A * LOG2E))
         h_next = ()
-        for p in tl.static_range(4):
+        for p in tl.static_range(PATHS):
             token = tl.load(order + p * length + i)
             i_d = tl.load(direction + p * length + i)
             b_x = _load_row(x, token, s_xl, o_e, s_xe, m_e, dtype)
@@ -180,11 +184,11 @@ def _backward_kernel(
 
     # Backwards, one path after the other; b_g is decay_{i+1} g_{i+1}.
     b_grad_A = zero
-    for p in range(4):
+    for p in range(PATHS):
         b_g = zero
         for i_reversed in range(chunks):
             start = (chunks - 1 - i_reversed) * CHUNK
-            i_state = start // CHUNK * 4 + p
+            i_state = start // CHUNK * PATHS + p
             b_h = tl.load(states + i_state * s_state, m_ne, other=0)
             chunk_h = (b_h,)
             for k in tl.static_range(CHUNK):
@@ -262,19 +266,22 @@ def _tile(states: int, channels: int) -> dict[str, int]:
     )
 
 
-def forward_options(states: int, param_order: str) -> dict:
+def forward_options(states: int, param_order: str, num_paths: int) -> dict:
     """Compile-time constants and launch options of the forward kernel."""
-    return dict(_tile(states, 32), RASTER=param_order == 'raster')
+    raster = param_order == 'raster'
+    return dict(_tile(states, 32), RASTER=raster, PATHS=num_paths)
 
 
-def backward_options(states: int, param_order: str) -> dict:
+def backward_options(states: int, param_order: str, num_paths: int) -> dict:
     """As ``forward_options``, of the backward kernel."""
-    return dict(_tile(states, 16), RASTER=param_order == 'raster', CHUNK=CHUNK)
+    raster = param_order == 'raster'
+    return dict(_tile(states, 16), RASTER=raster, PATHS=num_paths, CHUNK=CHUNK)
 
 
 def scan_forward(
     x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor,
     direction_B: Tensor, height: int, width: int, param_order: str,
+    num_paths: int, snake: bool,
 ) -> Tensor:  # fmt: skip
     """Forward pass; inputs of any floating dtypes and strides.
 
@@ -284,8 +291,8 @@ def scan_forward(
     batch, length, channels = x.shape
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     y = x.new_empty(x.shape, dtype=dtype)
-    paths = snake_paths(height, width, x.device)
-    options = forward_options(A.shape[1], param_order)
+    paths = scan_paths(height, width, x.device, num_paths, snake)
+    options = forward_options(A.shape[1], param_order, num_paths)
     with torch.cuda.device_of(x):
         _forward_kernel[triton.cdiv(channels, options['BE']), batch](
             x, delta, A.contiguous(), B, C, D.contiguous(),
@@ -299,13 +306,14 @@ def scan_forward(
 def scan_backward(
     grad_y: Tensor, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
     D: Tensor, direction_B: Tensor, height: int, width: int, param_order: str,
+    num_paths: int, snake: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Gradients of x, delta, A, B, C, D and direction_B, in their dtypes."""
     batch, length, channels = x.shape
     states = A.shape[1]
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    paths = snake_paths(height, width, x.device)
-    options = backward_options(states, param_order)
+    paths = scan_paths(height, width, x.device, num_paths, snake)
+    options = backward_options(states, param_order, num_paths)
     tiles = triton.cdiv(channels, options['BE'])
 
     def new(*shape: int) -> Tensor:
@@ -322,7 +330,7 @@ def scan_backward(
         _backward_kernel[tiles, batch](
             grad_y, x, delta, A.contiguous(), B, C, D.contiguous(),
             direction_B.contiguous(), paths.order, paths.direction,
-            new(batch, chunks, NUM_PATHS, states, channels), *grads,
+            new(batch, chunks, num_paths, states, channels), *grads,
             length, channels, *grad_y.stride(), *x.stride(), *delta.stride(),
             *B.stride(), *C.stride(), **options,
         )  # fmt: skip

@@ -1,0 +1,14 @@
+# Table 4, row 1: PlainMamba's layers after stage 4's convolutional blocks.
+_base_ = '../vcmamba_b_8xb128_in1k.py'
+model = dict(
+    backbone=dict(
+        arch=dict(
+            _delete_=True,
+            embed_dims=(64, 128, 320, 512),
+            depths=(4, 4, 12, 10),
+            num_mdm=4,
+        ),
+        mixer_cfg=dict(proj='linear', gate=True, with_norm=False),
+        mdm_cfg=dict(ffn=None, norm_cfg=dict(type='mmpretrain.LN2d')),
+    )
+)
