@@ -1,4 +1,4 @@
-"""Train a classifier or a segmenter; the config decides."""
+"""Train a classifier, a segmenter or a detector; the config decides."""
 
 import argparse
 import os

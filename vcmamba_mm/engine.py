@@ -396,7 +396,7 @@ class SafeRunner(Runner):
         """As MMEngine's; a local file is written wholly or not at all.
 
         Raises:
-            CheckpointError: If it cannot be written.
+            WriteError: If it cannot be written.
         """
         if (
             file_client_args is None
@@ -423,7 +423,11 @@ def check_classes(runner: Runner) -> None:
     model = (
         runner.model.module if is_model_wrapper(runner.model) else runner.model
     )
-    head = getattr(model, 'head', None) or getattr(model, 'decode_head', None)
+    heads = (
+        getattr(getattr(model, 'roi_head', model), name, None)
+        for name in ('head', 'decode_head', 'bbox_head')
+    )
+    head = next(filter(None, heads), None)
     dataset = runner.train_loop.dataloader.dataset
     classes = getattr(dataset, 'metainfo', {}).get('classes')
     num_classes = getattr(head, 'num_classes', None)
