@@ -505,6 +505,23 @@ def test_resume_as_mmengine_says_it(interrupted):
         third.unlink()
 
 
+def test_restarts_with_a_named_checkpoint(interrupted, monkeypatch):
+    """The run begins with it, whatever else is there, and goes on from what
+    came of it: the same command never computes anything again.
+    """
+    work_dir, (first, second, _) = interrupted
+    command = dict(resume_from=str(first))
+    monkeypatch.setenv('TORCHELASTIC_MAX_RESTARTS', '2')
+    for at, begin in ((1, first), (4, second)):
+        runner = train(work_dir, die(at), error=Killed, **command)
+        assert Path(runner._load_from) == begin
+    runner = train(work_dir, **command)
+    assert Path(runner._load_from) == work_dir / 'iter_5.pth'
+    monkeypatch.setenv('TORCHELASTIC_MAX_RESTARTS', '0')
+    runner = train(work_dir, **command)
+    assert Path(runner._load_from) == first
+
+
 def test_seed_of_the_interrupted_run(interrupted, capsys):
     runner = train(interrupted[0], resume_from='auto', randomness=dict(seed=6))
     assert runner.seed == 4

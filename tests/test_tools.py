@@ -537,6 +537,31 @@ def test_wrong_config(tool, pictures, tmp_path, text, message):
 
 
 @pytest.mark.parametrize(
+    'text, message',
+    [
+        (
+            # 2 epochs
+            "param_scheduler=[dict(type='ConstantLR', begin=5)]",
+            'param_scheduler (a part without end ends with the run): end '
+            'should be larger than begin, but got begin=5, end=2',
+        ),
+        (
+            'optim_wrapper=dict(optimizer=dict(lr=-1))',
+            'optim_wrapper: Invalid learning rate: -1',
+        ),
+    ],
+)
+def test_wrong_settings_of_the_optimizer(
+    tool, pictures, tmp_path, text, message
+):
+    config = tmp_path / 'config.py'
+    config.write_text(f"_base_ = '{CLASSIFIER}'\n{text}\n")
+    options = data_options(pictures, 'train', 'val')
+    code, error = tool('train.py', config, '--cfg-options', *options)
+    assert code == 2 and message in error
+
+
+@pytest.mark.parametrize(
     'args, message',
     [
         (['configs/nothing.py'], 'config configs/nothing.py does not exist'),

@@ -250,15 +250,21 @@ def check_resumable(checkpoint: dict, path: str | os.PathLike) -> None:
         )
 
 
-def find_resumable(work_dir: str | os.PathLike) -> tuple[str, dict] | None:
+def find_resumable(
+    work_dir: str | os.PathLike, begun_with: str | None = None
+) -> tuple[str, dict] | None:
     """Find the newest checkpoint of a work dir that can be gone on from.
 
     It is the one that ``last_checkpoint`` names; if that is damaged or gone,
     the furthest of those beside it. One line is logged for each that fails.
 
+    Args:
+        work_dir: Where to look.
+        begun_with: Only checkpoints of runs that were begun with this one.
+
     Returns:
         tuple[str, dict] | None: Path and 'meta' of the checkpoint, None if
-        there is no checkpoint at all.
+        there is none.
 
     Raises:
         CheckpointError: If there are checkpoints, but none is good.
@@ -280,10 +286,12 @@ def find_resumable(work_dir: str | os.PathLike) -> tuple[str, dict] | None:
         except (CheckpointError, FileNotFoundError) as error:
             print_log(f'{error}. Looking for another one.')
             continue
+        if begun_with not in (None, checkpoint['meta'].get('begun_with')):
+            continue
         good.append((path, checkpoint['meta']))
         if path == named:
             break
-    if not good and (named or others):
+    if not good and begun_with is None and (named or others):
         raise CheckpointError(
             f'no checkpoint in {work_dir} can be resumed from (see above): '
             'name a good one with --resume FILE, or remove them to start anew'
