@@ -25,7 +25,12 @@ from .loops import ResumableEpochLoop
 from .models import NormGlobalAveragePooling, VCMamba
 from .monitor import RawAndEMAHook, ThroughputHook
 from .optim import LayerDecayOptimWrapperConstructor
-from .transforms import LoadImageStrict, ReplaceUnreadable, SeedSample
+from .transforms import (
+    LoadImageStrict,
+    LoadMaskStrict,
+    ReplaceUnreadable,
+    SeedSample,
+)
 from .version import __version__
 
 __all__ = [
@@ -35,6 +40,7 @@ __all__ = [
     'IterSeedHook',
     'LayerDecayOptimWrapperConstructor',
     'LoadImageStrict',
+    'LoadMaskStrict',
     'NormGlobalAveragePooling',
     'RawAndEMAHook',
     'ReplaceUnreadable',

@@ -549,9 +549,11 @@ def build_runner(cfg: Config, *loops: str) -> SafeRunner | FlexibleRunner:
     check_data(cfg, *loops)
     end_with_launcher()
     for loop in loops:
-        # A picture that cannot be read is named.
+        # A picture or a mask that cannot be read is named.
         dataloader = cfg.get(f'{loop}_dataloader')
         _replace_type(dataloader, 'LoadImageFromFile', 'LoadImageStrict')
+        if cfg.get('default_scope') == 'mmseg':
+            _replace_type(dataloader, 'LoadAnnotations', 'LoadMaskStrict')
     if 'train' in loops:
         check_switches(cfg)
     sharded = 'train' in loops and cfg.get('strategy') is not None
