@@ -86,6 +86,7 @@ def one_line_errors(*errors: type[Exception]) -> Iterator[None]:
         if os.environ.get('VCMAMBA_MM_TRACEBACK') == '1':
             raise
         text = str(error.args[0] if isinstance(error, KeyError) else error)
+        text = text or type(error).__name__
         if 'Original Traceback' in text:  # from a worker of a data loader
             text = text.strip().splitlines()[-1].split(': ', 1)[-1]
         print(
