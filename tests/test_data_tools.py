@@ -206,12 +206,12 @@ def test_browse_label_maps(tool, tmp_path):
         2,
         '--cfg-options',
         f'train_dataloader.dataset.data_root={root}',
-        'train_dataloader.dataset.pipeline.3.scale=(96,96)',
-        'train_dataloader.dataset.pipeline.3.ratio_range=(1.0,1.0)',
-        'train_dataloader.dataset.pipeline.4.crop_size=(64,64)',
-        'train_dataloader.dataset.pipeline.4.cat_max_ratio=1.0',
-        'train_dataloader.dataset.pipeline.6.type=Resize',
-        'train_dataloader.dataset.pipeline.6.scale=(64,64)',
+        'train_dataloader.dataset.pipeline.2.scale=(96,96)',
+        'train_dataloader.dataset.pipeline.2.ratio_range=(1.0,1.0)',
+        'train_dataloader.dataset.pipeline.3.crop_size=(64,64)',
+        'train_dataloader.dataset.pipeline.3.cat_max_ratio=1.0',
+        'train_dataloader.dataset.pipeline.5.type=Resize',
+        'train_dataloader.dataset.pipeline.5.scale=(64,64)',
     )
     assert code == 0
     sheet = np.asarray(Image.open(out)).astype(int)

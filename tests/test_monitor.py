@@ -9,12 +9,15 @@ from mmengine.model import BaseModel
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vcmamba_mm.checkpoint import read_checkpoint
 from vcmamba_mm.engine import SafeRunner
-from vcmamba_mm.monitor import GradNormHook, RawAndEMAHook, ThroughputHook
+from vcmamba_mm.hooks import CheckFiniteHook
+from vcmamba_mm.monitor import RawAndEMAHook, ThroughputHook
 
 LR, MOMENTUM, BATCH, STEPS = 0.1, 0.25, 4, 6
+CLIP = dict(clip_grad=dict(max_norm=1.0))
 
 
 class Line(BaseModel):
@@ -78,7 +81,7 @@ def train(work_dir, **kwargs) -> Runner:
                     ),
                 ),
                 custom_hooks=[
-                    GradNormHook(),
+                    CheckFiniteHook(),
                     ThroughputHook(peak_tflops=1e-6),
                     RawAndEMAHook(momentum=MOMENTUM),
                 ],
@@ -184,12 +187,43 @@ def test_grad_norm_and_throughput(trained):
 def test_grad_norm_of_a_wrapper_that_clips(tmp_path):
     train(
         tmp_path / 'clipped',
-        optim_wrapper=dict(
-            optimizer=dict(type='SGD', lr=LR), clip_grad=dict(max_norm=1.0)
-        ),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=LR), **CLIP),
     )
     lines = [line for line in scalars(tmp_path / 'clipped') if 'loss' in line]
     assert [line['grad_norm'] for line in lines] == [5] * STEPS
+
+
+class Waits(TorchDispatchMode):
+    """Counts how often a number is brought to Python: a GPU's would end
+    what it does first.
+    """
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize('clip_grad, waits', [({}, STEPS), (CLIP, 0)])
+def test_norm_and_check_wait_for_the_gradients_once(
+    tmp_path, clip_grad, waits
+):
+    """Not at all where MMEngine has done so to clip them."""
+    counts = []
+    for hooks in ([], [CheckFiniteHook()]):
+        with Waits() as seen:
+            train(
+                tmp_path / f'{waits}_waits_{len(hooks)}',
+                optim_wrapper=dict(
+                    optimizer=dict(type='SGD', lr=LR), **clip_grad
+                ),
+                default_hooks=dict(checkpoint=None),
+                custom_hooks=hooks,
+            )
+        counts.append(seen.count)
+    assert counts[0] >= STEPS  # for the loss
+    assert counts[1] - counts[0] == waits
 
 
 def test_wrong_peak():

@@ -26,7 +26,7 @@ from mmengine.registry import (
 from mmengine.runner import Runner
 from torch import nn
 
-from vcmamba_mm import checkpoint
+from vcmamba_mm import files
 from vcmamba_mm.checkpoint import CheckpointError, read_checkpoint
 from vcmamba_mm.engine import ProcessError, SafeRunner
 from vcmamba_mm.hooks import IterSeedHook, NonFiniteError
@@ -370,7 +370,7 @@ def test_killed_while_it_saves(tmp_path, monkeypatch, after):
 
         work_dir = tmp_path / str(number)
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint.os, 'replace', dying)
+            patch.setattr(files.os, 'replace', dying)
             try:
                 train(work_dir, randomness=SEED, **kept)
             except Killed:
@@ -414,7 +414,7 @@ def test_stock_hook_and_stock_runner_write_whole_files(tmp_path, monkeypatch):
     def dying(source, target):
         raise Killed
 
-    monkeypatch.setattr(checkpoint.os, 'replace', dying)
+    monkeypatch.setattr(files.os, 'replace', dying)
     stock = {'default_hooks.checkpoint.type': 'CheckpointHook'}
     train(tmp_path / 'hook', error=Killed, **stock)
     train(tmp_path / 'runner', error=Killed, runner=Runner)
@@ -505,6 +505,23 @@ def test_resume_as_mmengine_says_it(interrupted):
         third.unlink()
 
 
+def test_restarts_with_a_named_checkpoint(interrupted, monkeypatch):
+    """The run begins with it, whatever else is there, and goes on from what
+    came of it: the same command never computes anything again.
+    """
+    work_dir, (first, second, _) = interrupted
+    command = dict(resume_from=str(first))
+    monkeypatch.setenv('TORCHELASTIC_MAX_RESTARTS', '2')
+    for at, begin in ((1, first), (4, second)):
+        runner = train(work_dir, die(at), error=Killed, **command)
+        assert Path(runner._load_from) == begin
+    runner = train(work_dir, **command)
+    assert Path(runner._load_from) == work_dir / 'iter_5.pth'
+    monkeypatch.setenv('TORCHELASTIC_MAX_RESTARTS', '0')
+    runner = train(work_dir, **command)
+    assert Path(runner._load_from) == first
+
+
 def test_seed_of_the_interrupted_run(interrupted, capsys):
     runner = train(interrupted[0], resume_from='auto', randomness=dict(seed=6))
     assert runner.seed == 4
@@ -536,7 +553,7 @@ def _no_limit_afterwards():
 def test_full_disk(tmp_path):
     kept = {'default_hooks.checkpoint.max_keep_ckpts': 1}
     hook = dict(type='FullDiskHook', at=3, size=5000)
-    runner = train(tmp_path, hook, error=CheckpointError, **kept)
+    runner = train(tmp_path, hook, error=files.WriteError, **kept)
     assert 'iter_4.pth cannot be written (File too large' in runner.error
     assert (tmp_path / 'last_checkpoint').read_text().endswith('iter_3.pth')
     assert [p.name for p in tmp_path.glob('iter*')] == ['iter_3.pth']
@@ -553,8 +570,8 @@ def test_on_the_disk_before_it_has_the_name(tmp_path, monkeypatch):
             calls.append(name)
             return function(*args)
 
-        monkeypatch.setattr(checkpoint.os, name, traced)
-    checkpoint.write_file(b'content', tmp_path / 'file')
+        monkeypatch.setattr(files.os, name, traced)
+    files.write_file(b'content', tmp_path / 'file')
     assert calls == ['fsync', 'replace']
     assert (tmp_path / 'file').read_bytes() == b'content'
 

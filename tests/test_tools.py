@@ -50,8 +50,8 @@ def data_options(root, *loops):
 
 SMALL_CLS = ['train_dataloader.dataset.pipeline.1.transform.scale=64']
 SMALL_SEG = [
-    'train_dataloader.dataset.pipeline.3.scale=(160,96)',
-    'train_dataloader.dataset.pipeline.4.crop_size=(64,64)',
+    'train_dataloader.dataset.pipeline.2.scale=(160,96)',
+    'train_dataloader.dataset.pipeline.3.crop_size=(64,64)',
 ]
 SMALL_SEG_TEST = ['test_dataloader.dataset.pipeline.1.scale=(160,96)']
 
@@ -537,6 +537,31 @@ def test_wrong_config(tool, pictures, tmp_path, text, message):
 
 
 @pytest.mark.parametrize(
+    'text, message',
+    [
+        (
+            # 2 epochs
+            "param_scheduler=[dict(type='ConstantLR', begin=5)]",
+            'param_scheduler (a part without end ends with the run): end '
+            'should be larger than begin, but got begin=5, end=2',
+        ),
+        (
+            'optim_wrapper=dict(optimizer=dict(lr=-1))',
+            'optim_wrapper: Invalid learning rate: -1',
+        ),
+    ],
+)
+def test_wrong_settings_of_the_optimizer(
+    tool, pictures, tmp_path, text, message
+):
+    config = tmp_path / 'config.py'
+    config.write_text(f"_base_ = '{CLASSIFIER}'\n{text}\n")
+    options = data_options(pictures, 'train', 'val')
+    code, error = tool('train.py', config, '--cfg-options', *options)
+    assert code == 2 and message in error
+
+
+@pytest.mark.parametrize(
     'args, message',
     [
         (['configs/nothing.py'], 'config configs/nothing.py does not exist'),
@@ -626,6 +651,38 @@ def test_corrupt_picture(tool, run, pictures, tmp_path):
     code, error = tool('test.py', CLASSIFIER, RELEASE, *options)
     assert code == 2
     assert 'val/3/3_1.jpg cannot be read (missing or corrupt)' in error
+
+
+def test_corrupt_mask(tool, run_here, scenes, tmp_path):
+    """Another takes its place in training, a test ends with its name."""
+    root = tmp_path / 'scenes'
+    shutil.copytree(scenes, root)
+    for split in ('training', 'validation'):
+        mask = root / f'annotations/{split}/1.png'
+        mask.write_bytes(mask.read_bytes()[:-100])
+    log = run_here(
+        'train.py',
+        SEGMENTER,
+        '--work-dir',
+        tmp_path / 'work',
+        '--no-validate',
+        '--cfg-options',
+        'model.backbone.init_cfg=None',
+        'experiment_name=corrupt_mask',
+        *SMALL_SEG,
+        *data_options(root, 'train'),
+    )
+    line = 'annotations/{}/1.png cannot be read (missing or corrupt)'
+    assert line.format('training') in log
+    assert re.search(r'Another takes its place \(\d+ of \d+ pictures', log)
+    assert 'Iter(train) [2/2]' in log
+    options = [*SMALL_SEG_TEST, *data_options(root, 'test')]
+    checkpoint = tmp_path / 'work/iter_2.pth'
+    code, error = tool(
+        'test.py', SEGMENTER, checkpoint, '--cfg-options', *options
+    )
+    assert code == 2 and f'mask {root}/' in error
+    assert line.format('validation') in error
 
 
 def test_wrong_checkpoints(tool, pictures, tmp_path):

@@ -2,13 +2,14 @@
 
 import logging
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from mmengine.dataset import BaseDataset, default_collate
 from mmengine.logging import MMLogger
-from mmengine.registry import TRANSFORMS
+from mmengine.registry import TRANSFORMS, init_default_scope
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -144,3 +145,56 @@ def test_other_errors_pass(folder, monkeypatch):
     with pytest.raises(MemoryError):
         read(dict(img_path=str(folder / '0.png')))
     assert read.counts == (1, 0)
+
+
+# ---------------------------------------------------------------------- masks
+
+
+@pytest.fixture
+def scene(folder):
+    """A picture, and its mask in a file of 80 bytes or so."""
+    pytest.importorskip('mmseg.datasets')
+    init_default_scope('mmseg')
+    mask = folder / 'masks' / '0.png'
+    mask.parent.mkdir()
+    Image.fromarray(np.arange(4, dtype=np.uint8).reshape(2, 2)).save(mask)
+    return dict(
+        img_path=str(folder / '0.png'),
+        seg_map_path=str(mask),
+        reduce_zero_label=False,
+        seg_fields=[],
+    )
+
+
+@pytest.mark.parametrize('backend', ['pillow', 'cv2'])
+def test_masks_cut_anywhere(scene, log, backend):
+    loading = dict(type='LoadMaskStrict', imdecode_backend=backend)
+    reading = TRANSFORMS.build(
+        dict(
+            type='ReplaceUnreadable',
+            transform=[dict(type='LoadImageStrict'), loading],
+            max_rate=0.9,
+        )
+    )
+    results = reading(dict(scene))
+    assert results['gt_seg_map'].tolist() == [[0, 1], [2, 3]]
+    path = Path(scene['seg_map_path'])
+    content = path.read_bytes()
+    end = content.index(b'IDAT') + 6  # before any of the pixels
+    for length in range(end):
+        path.write_bytes(content[:length])
+        assert reading(dict(scene)) is None
+    path.unlink()
+    assert reading(dict(scene)) is None
+    assert reading.counts == (end + 2, end + 1)
+    text = log.read_text()
+    assert text.count(f'mask {path} cannot be read (missing') == end + 1
+    assert f'({end + 1} of {end + 2} pictures so far)' in text
+
+
+def test_what_is_wrong_with_the_config_passes(scene):
+    loading = TRANSFORMS.build(
+        dict(type='LoadMaskStrict', reduce_zero_label=True)
+    )
+    with pytest.raises(AssertionError, match='reduce_zero_label'):
+        loading(dict(scene))

@@ -1,9 +1,10 @@
-"""Test a classifier (top-1/5) or a segmenter (mIoU); the config decides.
+"""Test a classifier (top-1/5), segmenter (mIoU) or detector (mAP), by config.
 
 The checkpoint may be one of this project or one the authors released.
 """
 
 import argparse
+import os
 
 from mmengine.config import Config
 
@@ -30,8 +31,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--out',
         metavar='PATH',
-        help='save the predictions: a .pkl file of a classifier, a folder of '
-        'label maps (.png) of a segmenter',
+        help='save the predictions: a .pkl file of a classifier or detector, '
+        'a folder of label maps (.png) of a segmenter',
     )
     parser.add_argument(
         '--show-dir',
@@ -68,13 +69,16 @@ def save_predictions(cfg: Config, out: str) -> None:
 
 
 def paint_predictions(cfg: Config, show_dir: str) -> None:
+    hook = cfg.default_hooks.visualization
     if cfg.default_scope == 'mmseg':
-        cfg.default_hooks.visualization.draw = True
+        hook.draw = True
         cfg.visualizer.save_dir = show_dir
+    elif cfg.default_scope == 'mmdet':
+        # Relative paths would be below the work dir.
+        show_dir = os.path.abspath(show_dir)
+        hook.update(draw=True, interval=1, test_out_dir=show_dir)
     else:
-        cfg.default_hooks.visualization.update(
-            enable=True, interval=1, out_dir=show_dir
-        )
+        hook.update(enable=True, interval=1, out_dir=show_dir)
 
 
 def main() -> None:
@@ -88,7 +92,7 @@ def main() -> None:
         if args.out:
             save_predictions(cfg, args.out)
         if args.show_dir:
-            if args.tta and cfg.default_scope != 'mmseg':
+            if args.tta and cfg.default_scope == 'mmpretrain':
                 # mmpretrain's hook draws from one input for each picture.
                 raise ValueError(
                     '--show-dir and --tta cannot be combined '

@@ -1,4 +1,4 @@
-"""Train a classifier or a segmenter; the config decides."""
+"""Train a classifier, a segmenter or a detector; the config decides."""
 
 import argparse
 import os
@@ -27,7 +27,8 @@ def parse_args() -> argparse.Namespace:
         metavar='CHECKPOINT',
         help='continue from a checkpoint; without a path, from the latest '
         'good one in the work dir, or begin if there is none. That is the '
-        'default under torchrun --max-restarts',
+        'default under torchrun --max-restarts, which takes a run up again '
+        'from the latest that came of the one named',
     )
     parser.add_argument(
         '--amp',

@@ -23,19 +23,24 @@ from .hooks import AtomicCheckpointHook, CheckFiniteHook, IterSeedHook
 from .labels import CheckMasksHook
 from .loops import ResumableEpochLoop
 from .models import NormGlobalAveragePooling, VCMamba
-from .monitor import GradNormHook, RawAndEMAHook, ThroughputHook
+from .monitor import RawAndEMAHook, ThroughputHook
 from .optim import LayerDecayOptimWrapperConstructor
-from .transforms import LoadImageStrict, ReplaceUnreadable, SeedSample
+from .transforms import (
+    LoadImageStrict,
+    LoadMaskStrict,
+    ReplaceUnreadable,
+    SeedSample,
+)
 from .version import __version__
 
 __all__ = [
     'AtomicCheckpointHook',
     'CheckFiniteHook',
     'CheckMasksHook',
-    'GradNormHook',
     'IterSeedHook',
     'LayerDecayOptimWrapperConstructor',
     'LoadImageStrict',
+    'LoadMaskStrict',
     'NormGlobalAveragePooling',
     'RawAndEMAHook',
     'ReplaceUnreadable',

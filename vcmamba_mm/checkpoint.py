@@ -18,11 +18,13 @@ from types import FunctionType
 
 import numpy as np
 import torch
-from mmengine.fileio import LocalBackend, get_local_path, register_backend
+from mmengine.fileio import get_local_path
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.model import BaseModule
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from torch import Tensor, nn
+
+from .files import write_file
 
 StateDict = dict[str, Tensor]
 
@@ -222,54 +224,7 @@ def _damaged(path: str | os.PathLike) -> str:
     )
 
 
-# --------------------------------------------------------------- whole files
-
-
-def write_file(content: bytes, path: str | os.PathLike) -> None:
-    """Write under a temporary name, then rename: all of it or nothing.
-
-    Raises:
-        CheckpointError: If the file cannot be written, for one if the disk is
-            full. What was there under that name still is.
-    """
-    path = Path(path)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, 'wb') as file:
-                file.write(content)
-                file.flush()
-                # On the disk before it has the name, and so after a power cut.
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise CheckpointError(
-            f'{path} cannot be written ({error.strerror}, '
-            f'{len(content) / 1e6:.1f} MB): what was there before is as it '
-            'was. Make room, then go on, training with --resume'
-        ) from error
-
-
-def remove_leftovers(folder: str | os.PathLike) -> None:
-    """Remove what a killed ``write_file`` left behind in a folder."""
-    for temporary in Path(folder).glob('.*.[0-9]*.tmp'):
-        temporary.unlink(missing_ok=True)
-
-
-@register_backend('atomic')
-class AtomicLocalBackend(LocalBackend):
-    """MMEngine's local files, each written by ``write_file``."""
-
-    def put(self, obj: bytes, filepath: str | Path) -> None:
-        write_file(obj, filepath)
-
-    def put_text(
-        self, obj: str, filepath: str | Path, encoding: str = 'utf-8'
-    ) -> None:
-        write_file(obj.encode(encoding), filepath)
+# -------------------------------------------------------------------- writing
 
 
 def write_checkpoint(checkpoint: dict, path: str | os.PathLike) -> None:
@@ -295,15 +250,21 @@ def check_resumable(checkpoint: dict, path: str | os.PathLike) -> None:
         )
 
 
-def find_resumable(work_dir: str | os.PathLike) -> tuple[str, dict] | None:
+def find_resumable(
+    work_dir: str | os.PathLike, begun_with: str | None = None
+) -> tuple[str, dict] | None:
     """Find the newest checkpoint of a work dir that can be gone on from.
 
     It is the one that ``last_checkpoint`` names; if that is damaged or gone,
     the furthest of those beside it. One line is logged for each that fails.
 
+    Args:
+        work_dir: Where to look.
+        begun_with: Only checkpoints of runs that were begun with this one.
+
     Returns:
         tuple[str, dict] | None: Path and 'meta' of the checkpoint, None if
-        there is no checkpoint at all.
+        there is none.
 
     Raises:
         CheckpointError: If there are checkpoints, but none is good.
@@ -325,10 +286,12 @@ def find_resumable(work_dir: str | os.PathLike) -> tuple[str, dict] | None:
         except (CheckpointError, FileNotFoundError) as error:
             print_log(f'{error}. Looking for another one.')
             continue
+        if begun_with not in (None, checkpoint['meta'].get('begun_with')):
+            continue
         good.append((path, checkpoint['meta']))
         if path == named:
             break
-    if not good and (named or others):
+    if not good and begun_with is None and (named or others):
         raise CheckpointError(
             f'no checkpoint in {work_dir} can be resumed from (see above): '
             'name a good one with --resume FILE, or remove them to start anew'

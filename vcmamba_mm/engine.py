@@ -20,8 +20,10 @@ from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.hooks import EMAHook
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict, _ParamScheduler
 from mmengine.runner import FlexibleRunner, Runner
 from torch import nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from .checkpoint import (
@@ -84,6 +86,7 @@ def one_line_errors(*errors: type[Exception]) -> Iterator[None]:
         if os.environ.get('VCMAMBA_MM_TRACEBACK') == '1':
             raise
         text = str(error.args[0] if isinstance(error, KeyError) else error)
+        text = text or type(error).__name__
         if 'Original Traceback' in text:  # from a worker of a data loader
             text = text.strip().splitlines()[-1].split(': ', 1)[-1]
         print(
@@ -111,6 +114,19 @@ class ProcessError(RuntimeError):
     """A data worker, or another process of the run, hangs or is gone."""
 
 
+class SettingError(ValueError):
+    """A setting of the config that cannot be, in the key it names."""
+
+
+@contextmanager
+def _setting(key: str) -> Iterator[None]:
+    """Say which setting is wrong."""
+    try:
+        yield
+    except SETUP_ERRORS as error:
+        raise SettingError(f'{key}: {error}') from error
+
+
 # ... and what may only turn up while the loop runs.
 LOOP_ERRORS = (
     CheckpointError,
@@ -120,6 +136,7 @@ LOOP_ERRORS = (
     BackendError,
     NonFiniteError,
     ResumeError,
+    SettingError,
     OSError,
     ImportError,
 )
@@ -266,7 +283,9 @@ class SafeRunner(Runner):
     ``load_from`` and the checkpoint to test may be MMEngine's or the authors'
     released files. A resumed run has the seed of the interrupted one. The
     key ``resume_from`` of the config is a checkpoint, or ``'auto'`` for the
-    latest good one in the work dir, if there is one.
+    latest good one in the work dir, if there is one. Under torchrun with
+    restarts a checkpoint is where the run began: if the work dir has some that
+    came of it, the latest of those is taken.
     """
 
     def set_randomness(self, seed: int | None = None, **kwargs) -> None:
@@ -288,6 +307,7 @@ class SafeRunner(Runner):
             choice = [self._choose_checkpoint(wanted)]
         broadcast_object_list(choice)
         self._resume_from, resumed_seed = choice[0] or (None, None)
+        self._begun_with = None if wanted == 'auto' else wanted
         if resumed_seed is not None:
             if seed not in (None, resumed_seed):
                 print_log(
@@ -298,15 +318,48 @@ class SafeRunner(Runner):
             self._randomness_cfg = dict(seed=seed, **kwargs)
         super().set_randomness(seed, **kwargs)
 
+    # MMEngine builds these two when training begins.
+
+    def build_optim_wrapper(
+        self, optim_wrapper: Optimizer | OptimWrapper | dict
+    ) -> OptimWrapper | OptimWrapperDict:
+        """As MMEngine's.
+
+        Raises:
+            SettingError: If a setting is wrong.
+        """
+        with _setting('optim_wrapper'):
+            return super().build_optim_wrapper(optim_wrapper)
+
+    def build_param_scheduler(
+        self, scheduler: _ParamScheduler | dict | list
+    ) -> list[_ParamScheduler] | dict[str, list[_ParamScheduler]]:
+        """As MMEngine's.
+
+        Raises:
+            SettingError: If a setting is wrong, for one if a part of the
+                schedule would begin after the end of the run.
+        """
+        with _setting(
+            'param_scheduler (a part without end ends with the run)'
+        ):
+            return super().build_param_scheduler(scheduler)
+
     def _choose_checkpoint(self, path: str) -> tuple[str, int] | None:
-        if path != 'auto':
+        found = None
+        if path == 'auto':
+            found = find_resumable(self.work_dir)
+            if found is None:
+                print_log(f'Nothing to resume in {self.work_dir}: a new run')
+                return None
+        # How often torchrun has restarted does not tell: not how often after
+        # the loss of a machine, and nothing on one that came back.
+        elif int(os.environ.get('TORCHELASTIC_MAX_RESTARTS', 0)):
+            found = find_resumable(self.work_dir, begun_with=path)
+        if found is None:
             checkpoint = read_checkpoint(path)
             check_resumable(checkpoint, path)
-            return path, checkpoint['meta'].get('seed')
-        found = find_resumable(self.work_dir)
-        if found is None:
-            print_log(f'Nothing to resume in {self.work_dir}: a new run')
-            return None
+            found = path, checkpoint['meta']
         path, meta = found
         return path, meta.get('seed')
 
@@ -390,13 +443,14 @@ class SafeRunner(Runner):
         filename: str,
         file_client_args: dict | None = None,
         *args,
+        meta: dict | None = None,
         backend_args: dict | None = None,
         **kwargs,
     ) -> None:
         """As MMEngine's; a local file is written wholly or not at all.
 
         Raises:
-            CheckpointError: If it cannot be written.
+            WriteError: If it cannot be written.
         """
         if (
             file_client_args is None
@@ -409,6 +463,7 @@ class SafeRunner(Runner):
             filename,
             file_client_args,
             *args,
+            meta=dict(meta or {}, begun_with=self._begun_with),
             backend_args=backend_args,
             **kwargs,
         )
@@ -423,7 +478,11 @@ def check_classes(runner: Runner) -> None:
     model = (
         runner.model.module if is_model_wrapper(runner.model) else runner.model
     )
-    head = getattr(model, 'head', None) or getattr(model, 'decode_head', None)
+    heads = (
+        getattr(getattr(model, 'roi_head', model), name, None)
+        for name in ('head', 'decode_head', 'bbox_head')
+    )
+    head = next(filter(None, heads), None)
     dataset = runner.train_loop.dataloader.dataset
     classes = getattr(dataset, 'metainfo', {}).get('classes')
     num_classes = getattr(head, 'num_classes', None)
@@ -491,9 +550,11 @@ def build_runner(cfg: Config, *loops: str) -> SafeRunner | FlexibleRunner:
     check_data(cfg, *loops)
     end_with_launcher()
     for loop in loops:
-        # A picture that cannot be read is named.
+        # A picture or a mask that cannot be read is named.
         dataloader = cfg.get(f'{loop}_dataloader')
         _replace_type(dataloader, 'LoadImageFromFile', 'LoadImageStrict')
+        if cfg.get('default_scope') == 'mmseg':
+            _replace_type(dataloader, 'LoadAnnotations', 'LoadMaskStrict')
     if 'train' in loops:
         check_switches(cfg)
     sharded = 'train' in loops and cfg.get('strategy') is not None

@@ -13,8 +13,9 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
 
-from .checkpoint import remove_leftovers, write_file
+from .files import remove_leftovers, write_file
 
 
 @HOOKS.register_module()
@@ -166,12 +167,18 @@ class NonFiniteError(ArithmeticError):
     """Loss, gradients or weights are NaN or infinite."""
 
 
+def _logged(runner: Runner, key: str) -> float:
+    """What was logged last."""
+    return runner.message_hub.get_scalar(f'train/{key}').current()
+
+
 @HOOKS.register_module()
 class CheckFiniteHook(Hook):
     """Look for NaN and infinity before weights change or are saved.
 
-    The gradients are looked at in every process, after they were averaged: all
-    come to the same decision, whosever batch it was.
+    The norm of all gradients shows them; it is logged as ``grad_norm``, which
+    MMEngine does with ``clip_grad`` only. Every process looks, after gradients
+    were averaged: all come to the same decision, whosever batch it was.
 
     Args:
         action: 'stop' ends the run; 'skip' leaves weights, state of the
@@ -196,11 +203,7 @@ class CheckFiniteHook(Hook):
         self._buffers = None
 
         def before_step(optimizer, args, kwargs):
-            params = [
-                p for group in optimizer.param_groups for p in group['params']
-            ]
-            # Clipping at infinity changes nothing.
-            if clip_grad_norm_(params, math.inf).isfinite():
+            if math.isfinite(self._log_norm(runner, optimizer)):
                 self._buffers = None
                 return
             self._skip_or_stop(runner, 'gradients are')
@@ -227,11 +230,27 @@ class CheckFiniteHook(Hook):
         if self.skips > self._skips_before:
             return
         # A gradient scaler (fp16) drops steps by itself, the optimizer does
-        # not hear of them. That is normal as long as the loss is finite.
-        if not torch.as_tensor(outputs['loss']).isfinite():
+        # not hear of them. That is normal as long as the loss is finite, which
+        # MMEngine has just brought from the GPU.
+        if not math.isfinite(_logged(runner, 'loss')):
             self._skip_or_stop(runner, 'the loss is')
         else:
             self.skips = 0
+
+    @staticmethod
+    def _log_norm(runner: Runner, optimizer: Optimizer) -> float:
+        """Wait for the gradients, once a step, and return their norm."""
+        wrapper = runner.optim_wrapper
+        if wrapper.clip_grad_kwargs and wrapper.grad_name == 'grad_norm':
+            return _logged(runner, 'grad_norm')  # of before it clipped
+        params = [
+            p for group in optimizer.param_groups for p in group['params']
+        ]
+        # Clipping at infinity changes nothing.
+        norm = clip_grad_norm_(params, math.inf).item()
+        if math.isfinite(norm):
+            runner.message_hub.update_scalar('train/grad_norm', norm)
+        return norm
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         for name, value in checkpoint['state_dict'].items():

@@ -1,13 +1,10 @@
 """Hooks that show how a training runs, on screen and in all backends."""
 
-import math
-
 import torch
 from mmengine.dist import get_world_size
 from mmengine.hooks import EMAHook, Hook, RuntimeInfoHook
 from mmengine.registry import HOOKS, MODELS
 from mmengine.runner import Runner
-from torch.nn.utils import clip_grad_norm_
 
 from .analysis.complexity import count_macs
 
@@ -79,27 +76,6 @@ class ThroughputHook(Hook):
         hub.update_scalar('train/tflops', tflops)
         if self.peak_tflops:
             hub.update_scalar('train/mfu', 100 * tflops / self.peak_tflops)
-
-
-@HOOKS.register_module()
-class GradNormHook(Hook):
-    """Log ``grad_norm``, the norm of all gradients, where nothing is clipped.
-
-    MMEngine's optimizer wrapper logs it, but only with ``clip_grad``.
-    """
-
-    def before_train(self, runner: Runner) -> None:
-        if runner.optim_wrapper.clip_grad_kwargs:
-            return
-
-        def log(optimizer, args, kwargs):
-            params = [
-                p for group in optimizer.param_groups for p in group['params']
-            ]
-            norm = clip_grad_norm_(params, math.inf)  # clips nothing
-            runner.message_hub.update_scalar('train/grad_norm', norm.item())
-
-        runner.optim_wrapper.optimizer.register_step_pre_hook(log)
 
 
 @HOOKS.register_module()

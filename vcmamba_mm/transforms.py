@@ -7,19 +7,19 @@ from hashlib import blake2b
 import cv2
 import numpy as np
 import torch
-from mmcv.transforms import BaseTransform, LoadImageFromFile
+from mmcv.transforms import BaseTransform, Compose, LoadImageFromFile
 from mmengine.logging import print_log
 from mmengine.registry import TRANSFORMS
 from torch.utils.data import get_worker_info
 
 
 class ImageReadError(OSError):
-    """A picture that is missing or cannot be decoded."""
+    """A picture or a mask that is missing or cannot be decoded."""
 
 
-def unreadable(path: str) -> ImageReadError:
+def unreadable(path: str, what: str = 'picture') -> ImageReadError:
     return ImageReadError(
-        f'picture {path} cannot be read (missing or corrupt): replace it or '
+        f'{what} {path} cannot be read (missing or corrupt): replace it or '
         'take it out of the data set'
     )
 
@@ -42,15 +42,40 @@ class LoadImageStrict(LoadImageFromFile):
 
 
 @TRANSFORMS.register_module()
-class ReplaceUnreadable(BaseTransform):
-    """Let training go on when a picture cannot be read.
+class LoadMaskStrict(BaseTransform):
+    """``LoadAnnotations`` of the project in scope, with one clear error.
 
-    Another picture, taken at random, stands in for it (MMEngine's data sets
+    Args:
+        **kwargs: As of mmseg's ``LoadAnnotations``.
+
+    Raises:
+        ImageReadError: If the mask is missing or cannot be decoded; it names
+            the file.
+    """
+
+    # Pillow's, cv2's, and what comes of None that mmcv makes of cv2's.
+    _ERRORS = (OSError, SyntaxError, ValueError, AttributeError, cv2.error)
+
+    def __init__(self, **kwargs) -> None:
+        self.loading = TRANSFORMS.build(dict(kwargs, type='LoadAnnotations'))
+
+    def transform(self, results: dict) -> dict | None:
+        try:
+            return self.loading(results)
+        except self._ERRORS as error:
+            raise unreadable(results['seg_map_path'], 'mask') from error
+
+
+@TRANSFORMS.register_module()
+class ReplaceUnreadable(BaseTransform):
+    """Let training go on when a picture, or its mask, cannot be read.
+
+    Another sample, taken at random, stands in for it (MMEngine's data sets
     do that when a transform returns None). Each is logged by name, and all
     are counted, over all the workers of this process.
 
     Args:
-        transform: Config of the transform that reads.
+        transform: Config of the transform that reads, or of several.
         max_rate: Part of the pictures that may be unreadable. Of the first
             ``GRACE`` pictures as many may be as of ``GRACE``.
 
@@ -61,10 +86,12 @@ class ReplaceUnreadable(BaseTransform):
     GRACE = 1000
     _MAX_WORKERS = 1024
 
-    def __init__(self, transform: dict, max_rate: float = 0.01) -> None:
+    def __init__(
+        self, transform: dict | list[dict], max_rate: float = 0.01
+    ) -> None:
         if not 0 <= max_rate < 1:
             raise ValueError(f'max_rate must be in [0, 1), got {max_rate}')
-        self.reading = TRANSFORMS.build(transform)
+        self.reading = Compose(transform)
         self.max_rate = max_rate
         # Pictures read, and failed, by worker: none writes another's row.
         self._counts = torch.zeros(

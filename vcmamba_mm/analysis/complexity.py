@@ -45,7 +45,7 @@ def build_model(config: str | Path | Config) -> tuple[BaseModel, int]:
     """Build the model of a config, in eval mode.
 
     Args:
-        config: Of a classifier or a segmenter: name, path or config.
+        config: Name, path or config.
 
     Returns:
         tuple: The model and ``img_size`` of its backbone.
@@ -65,8 +65,9 @@ def model_complexity(
     """Count one picture's forward pass, without computing it.
 
     Args:
-        model: A classifier or a segmenter with the backbone VCMamba. It is
-            moved to the meta device and of no other use after that.
+        model: A classifier, a segmenter, or a detector of one stage, with the
+            backbone VCMamba. It is moved to the meta device and of no other
+            use after that.
         shape: Height and width of the picture in pixels.
 
     Returns:
@@ -75,7 +76,13 @@ def model_complexity(
 
     Raises:
         InputSizeError: If the picture is too small for the model.
+        ValueError: If it is a detector of two stages.
     """
+    if hasattr(model, 'roi_head'):
+        raise ValueError(
+            f'{type(model).__name__}: what its second stage computes depends '
+            'on the picture, it cannot be counted'
+        )
     model.to('meta')
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, 3, *shape, device='meta'), mode='tensor')

@@ -16,15 +16,16 @@ import json
 import os
 import posixpath
 import tarfile
-import tempfile
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
 from mmengine.fileio import BaseStorageBackend, register_backend
+
+from ..files import whole_folder, write_file
 
 _INDEX, _SHARDS = 'index.npy', 'shards.json'
 _FORMAT = 1
@@ -299,24 +300,6 @@ def find_files(source: str | os.PathLike) -> list[str]:
     return files
 
 
-@contextmanager
-def _whole_folder(target: str | os.PathLike) -> Iterator[Path]:
-    """Give a temporary folder that becomes ``target`` if all goes well."""
-    target = Path(target)
-    if target.exists():
-        raise FileExistsError(
-            f'{target} is there already: remove it, or name another place'
-        )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        prefix=f'.{target.name}-', dir=target.parent
-    ) as temporary:
-        folder = Path(temporary) / target.name
-        folder.mkdir()
-        yield folder
-        folder.rename(target)
-
-
 def write_tar(
     files: Iterable[tuple[str, bytes]],
     target: str | os.PathLike,
@@ -332,7 +315,7 @@ def write_tar(
     Raises:
         FileExistsError: If the target is there already.
     """
-    with _whole_folder(target) as folder, ExitStack() as opened:
+    with whole_folder(target) as folder, ExitStack() as opened:
         shards, written = 0, shard_bytes
         for name, content in files:
             if written >= shard_bytes:
@@ -394,21 +377,11 @@ def index_tar(folder: str | os.PathLike) -> int:
     index = np.array(rows, [*dtype, ('size', 'u8')])
     content = io.BytesIO()
     np.save(content, index)
-    _write(folder / _INDEX, content.getvalue())
+    write_file(content.getvalue(), folder / _INDEX)
     sizes = {path.name: path.stat().st_size for path in paths}
     described = dict(format=_FORMAT, files=len(rows), sizes=sizes)
-    _write(folder / _SHARDS, json.dumps(described, indent=1).encode())
+    write_file(json.dumps(described, indent=1).encode(), folder / _SHARDS)
     return len(rows)
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write under a temporary name, then rename."""
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_lmdb(
@@ -426,7 +399,7 @@ def write_lmdb(
     """
     lmdb = _import_lmdb()
     with (
-        _whole_folder(target) as folder,
+        whole_folder(target) as folder,
         # The size is the most that it may become; the file grows as needed.
         lmdb.open(str(folder), map_size=2**42) as environment,
     ):

@@ -42,6 +42,7 @@ class SeededSampler(Sampler):
     def __init__(
         self, dataset: Sized, sampler: dict, seed: int | None = None
     ) -> None:
+        self.dataset = dataset  # for mmdet's batch samplers
         self.seed = sync_random_seed() if seed is None else seed
         self.sampler = DATA_SAMPLERS.build(
             sampler, default_args=dict(dataset=dataset, seed=self.seed)

@@ -5,10 +5,12 @@ train_pipeline = [
     dict(type='SeedSample'),
     dict(
         type='ReplaceUnreadable',
-        transform=dict(type='LoadImageStrict'),
+        transform=[
+            dict(type='LoadImageStrict'),
+            dict(type='LoadMaskStrict', reduce_zero_label=True),
+        ],
         max_rate=0.01,
     ),
-    dict(type='LoadAnnotations', reduce_zero_label=True),
     dict(
         type='RandomResize',
         scale=(2048, 512),

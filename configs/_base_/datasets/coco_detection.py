@@ -1,7 +1,12 @@
 # Boxes without masks.
 _base_ = 'coco_instance.py'
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='SeedSample'),
+    dict(
+        type='ReplaceUnreadable',
+        transform=dict(type='LoadImageStrict'),
+        max_rate=0.01,
+    ),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(type='Resize', scale=(1333, 800), keep_ratio=True),
     dict(type='RandomFlip', prob=0.5),

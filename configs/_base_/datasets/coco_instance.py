@@ -2,7 +2,12 @@
 dataset_type = 'CocoDataset'
 data_root = 'data/coco/'
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='SeedSample'),
+    dict(
+        type='ReplaceUnreadable',
+        transform=dict(type='LoadImageStrict'),
+        max_rate=0.01,
+    ),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='Resize', scale=(1333, 800), keep_ratio=True),
     dict(type='RandomFlip', prob=0.5),
@@ -27,7 +32,10 @@ train_dataloader = dict(
     batch_size=2,
     num_workers=2,
     persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=True),
+    sampler=dict(
+        type='SeededSampler',
+        sampler=dict(type='DefaultSampler', shuffle=True),
+    ),
     batch_sampler=dict(type='AspectRatioBatchSampler'),
     dataset=dict(
         type=dataset_type,

@@ -5,8 +5,15 @@
 data_root = 'data/my_masks'
 crop_size = (512, 512)
 train_pipeline = [
-    dict(type='LoadImageStrict'),
-    dict(type='LoadAnnotations'),
+    dict(type='SeedSample'),
+    dict(
+        type='ReplaceUnreadable',
+        transform=[
+            dict(type='LoadImageStrict'),
+            dict(type='LoadMaskStrict'),
+        ],
+        max_rate=0.01,
+    ),
     dict(
         type='RandomResize',
         scale=(2048, 512),
@@ -31,7 +38,10 @@ train_dataloader = dict(
     num_workers=4,
     persistent_workers=True,
     pin_memory=True,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
+    sampler=dict(
+        type='SeededSampler',
+        sampler=dict(type='InfiniteSampler', shuffle=True),
+    ),
     dataset=dict(
         type='BaseSegDataset',
         data_root=data_root,

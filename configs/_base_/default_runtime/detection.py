@@ -5,9 +5,14 @@ default_hooks = dict(
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(
-        type='CheckpointHook', interval=1, max_keep_ckpts=3, save_best='auto'
+        type='AtomicCheckpointHook',
+        interval=1,
+        max_keep_ckpts=3,
+        save_best='coco/bbox_mAP',
     ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
+    iter_seed=dict(type='IterSeedHook'),
+    check_finite=dict(type='CheckFiniteHook', action='stop'),
     visualization=dict(type='DetVisualizationHook'),
 )
 env_cfg = dict(

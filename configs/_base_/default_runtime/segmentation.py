@@ -3,7 +3,6 @@ default_scope = 'mmseg'
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     throughput=dict(type='ThroughputHook'),
-    grad_norm=dict(type='GradNormHook'),
     check_masks=dict(type='CheckMasksHook'),
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type='ParamSchedulerHook'),
