@@ -63,7 +63,7 @@ SHRINK = (
     ),
     ('**/configs/**/*.py', r'max_epochs( ?= ?)\d+', r'max_epochs\g<1>1'),
     ('**/configs/**/*.py', r'max_iters( ?= ?)\d+', r'max_iters\g<1>2'),
-    ('configs/*/*.py', r'T_max=max_epochs - 1', 'T_max=1'),
+    ('configs/*/*.py', r'begin=1,(\s+)T_max=.*', r'begin=0,\1T_max=1,'),
     ('configs/*/*fpn*.py', r'(begin=|end=|max_iters - )30\b', r'\g<1>1'),
     ('**/configs/**/*.py', r'val_interval=\d+', 'val_interval=1'),
     ('**/configs/**/*.py', r"(Logger\w+', )interval=\d+", r'\1interval=1'),
@@ -194,6 +194,7 @@ def environment(root: Path) -> dict[str, str]:
         'PYTHONPATH': str(root),
         'PATH': ':'.join(map(str, paths)),
         'CUDA_VISIBLE_DEVICES': '',
+        'TRITON_INTERPRET': '0',  # conftest.py sets it
         'OMP_NUM_THREADS': '1',
         'OMP_WAIT_POLICY': 'PASSIVE',
         'MPLBACKEND': 'Agg',
