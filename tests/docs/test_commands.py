@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import textwrap
+from collections.abc import Iterator
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -149,23 +150,24 @@ def follow(text: str, root: Path, port: int) -> str | None:
     texts = [text]
     if 'NODE_RANK=' in text:
         texts = [re.sub('NODE_RANK=.', f'NODE_RANK={i}', text) for i in (0, 1)]
-    processes = [
-        subprocess.Popen(
-            ['bash', '-euo', 'pipefail', '-c', text],
-            cwd=root,
-            env=dict(environment(root), PORT=str(port)),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        for text in texts
-    ]
+    logs = [root / f'command_{i}.log' for i in range(len(texts))]
+    processes = []
+    for command, log in zip(texts, logs):
+        with log.open('w') as file:
+            process = subprocess.Popen(
+                ['bash', '-euo', 'pipefail', '-c', command],
+                cwd=root,
+                env=dict(environment(root), PORT=str(port)),
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        processes.append(process)
     try:
-        for process in processes:
-            log, _ = process.communicate(timeout=SECONDS)
-            if process.returncode or TRACEBACK in log:
-                return f'exit code {process.returncode}\n{log[-4000:]}'
+        for process, log in zip(processes, logs):
+            code, said = process.wait(SECONDS), log.read_text()
+            if code or TRACEBACK in said:
+                return f'exit code {code}\n{said[-4000:]}'
     except subprocess.TimeoutExpired:
         return f'not done after {SECONDS} s'
     finally:
@@ -177,24 +179,31 @@ def follow(text: str, root: Path, port: int) -> str | None:
     return f'did not write {missing}' if missing else None
 
 
+@pytest.fixture
+def sandbox(template, tmp_path) -> Iterator[Path]:
+    root = tmp_path / 'sandbox'
+    shutil.copytree(template, root)
+    yield root
+    shutil.rmtree(root)  # hundreds of MB
+
+
 @pytest.mark.docs
 @pytest.mark.parametrize('page', PAGES)
-def test_page(page, template, tmp_path):
-    root = tmp_path / 'sandbox'
-    shutil.copytree(template, root, symlinks=True)
+def test_page(page, sandbox):
+    # Pages are followed at the same time.
+    port = 29700 + PAGES.index(page)
     wrong = []
     for command in COMMANDS[page]:
         if reason_to_leave_out(command):
             continue
         text = substituted(command.text)
         if command.language == 'python':
-            text = write_block(root, text)
-        # Pages are followed at the same time.
-        port = 29700 + PAGES.index(page)
-        problem = follow(text, root, port)
+            text = write_block(sandbox, text)
+        problem = follow(text, sandbox, port)
         if problem:
             wrong.append(f'{page}:{command.line}: {text}\n{problem}\n')
-    assert not wrong, '\n'.join(wrong)
+    if wrong:
+        pytest.fail('\n'.join(wrong), pytrace=False)
 
 
 def all_bash() -> list[str]:
