@@ -35,7 +35,9 @@ SUBSTITUTIONS = (
     # Trainings are short, see sandbox.py.
     (r'epoch_\d+\.pth', 'epoch_1.pth'),
     (r'iter_\d+\.pth', 'iter_2.pth'),
-    # Two processes in place of eight, all on this machine.
+    # Two processes in place of eight, or one on each of two machines, which
+    # are this one.
+    (r'(?s)(NODE_RANK=.*\.py) 8\b', r'\1 1'),
     (r'(\.py|\.pth|CHECKPOINT|CONFIG) 8\b', r'\1 2'),
     (r'\b10\.0\.0\.1\b', '127.0.0.1'),
     (r'GPUS=16', 'GPUS=2 GPUS_PER_NODE=1'),
