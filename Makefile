@@ -6,7 +6,7 @@ export PATH := $(BIN):$(PATH)
 # Threads that wait do not take the core from those that work.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test test-faults gpu benchmark docs lint clean
+.PHONY: demo test test-docs test-faults gpu benchmark docs lint clean
 
 # An environment with the maintained stack; made again when needs change.
 $(VENV)/installed: setup.py pyproject.toml $(wildcard requirements/*.txt)
@@ -41,6 +41,10 @@ benchmark: $(VENV)/installed
 	python benchmarks/scan.py
 	python benchmarks/model.py
 	$(if $(PICTURES),python benchmarks/input_pipeline.py $(PICTURES))
+
+# Follows every command of README and docs: at most 10 minutes.
+test-docs: $(VENV)/installed
+	OMP_NUM_THREADS=1 python -m pytest tests/docs -m docs -n 2 --dist worksteal
 
 # Kills processes and hosts, fills disks: at most 20 minutes.
 test-faults: $(VENV)/installed

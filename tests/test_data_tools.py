@@ -228,3 +228,20 @@ def test_browse_errors(tool):
     assert code == 2 and re.search('config none.py does not exist', line)
     code, line = tool('browse_dataset.py', 'none.py', '--batches', 0)
     assert code == 2 and 'must be positive' in line
+
+
+def test_browse_paints_label_maps_of_another_size():
+    """In testing a picture is resized, its label map is not."""
+    pytest.importorskip('mmseg')
+    import torch
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+
+    paint = runpy.run_path(str(ROOT / 'tools/browse_dataset.py'))['paint']
+    labels = torch.tensor([[0, 255], [1, 0]])
+    sample = SegDataSample(gt_sem_seg=PixelData(data=labels[None]))
+    palette = np.array([[100, 0, 0], [0, 200, 0]])
+    painted = paint(np.full((4, 6, 3), 20, np.uint8), sample, palette)
+    expected = np.array([[[60, 10, 10], [20, 20, 20]],
+                         [[10, 110, 10], [60, 10, 10]]])  # fmt: skip
+    assert (painted == expected.repeat(2, 0).repeat(3, 1)).all()

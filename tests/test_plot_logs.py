@@ -82,6 +82,16 @@ def test_resumed_run(by_iter):
     assert curve(lines, 'mIoU', 'iter', by_iter) == ((2, 4), (1, 2))
 
 
+def test_resumed_where_it_validates(by_epoch):
+    """Such a log may have nothing but a validation."""
+    line = {'accuracy/top1': 21.0, 'time': 9.0, 'step': 2}
+    write(by_epoch, '20260102_000000', [line])
+    lines = read_run(by_epoch)
+    points = curve(lines, 'accuracy/top1', 'epoch', by_epoch)
+    assert points == ((1, 2), (10, 21))
+    assert curve(lines, 'loss', 'iter', by_epoch)[1] == (5, 4, 3, 2, 1)
+
+
 def test_picture(monkeypatch, by_epoch, by_iter, tmp_path):
     log = next(by_iter.rglob('20260102*/vis_data/scalars.json'))
     out = tmp_path / 'new' / 'curves.png'

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from mmcv.image import imresize
 from mmengine.config import Config, DictAction
 from mmengine.dataset import BaseDataset
 from mmengine.model import BaseDataPreprocessor
@@ -105,6 +106,13 @@ def paint(
     if sample.get('gt_sem_seg') is None:
         return pixels
     labels = sample.gt_sem_seg.data[0].cpu().numpy()
+    if labels.shape != pixels.shape[:2]:
+        # In testing it keeps the size of the file.
+        labels = imresize(
+            labels.astype(np.uint8),
+            pixels.shape[1::-1],
+            interpolation='nearest',
+        )
     known = labels < len(palette)
     mixed = (pixels[known].astype(int) + palette[labels[known]]) // 2
     pixels = pixels.copy()

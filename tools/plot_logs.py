@@ -16,11 +16,6 @@ from vcmamba_mm.engine import one_line_errors
 def read_lines(log: Path) -> list[dict]:
     """Read what MMEngine's ``LocalVisBackend`` wrote.
 
-    Returns:
-        list[dict]: The scalars of each line. ``iter`` is in all of them, the
-        iterations done, and ``epoch``, the epochs done with their fraction,
-        in those of a run that is counted in epochs.
-
     Raises:
         ValueError: If a line is not JSON. The last one may have been cut off.
     """
@@ -32,6 +27,16 @@ def read_lines(log: Path) -> list[dict]:
         except json.JSONDecodeError as error:
             if i < len(texts):
                 raise ValueError(f'{log}, line {i}, is not JSON') from error
+    return lines
+
+
+def count(logs: list[list[dict]]) -> None:
+    """Give every line of a run's logs ``iter``, the iterations done.
+
+    And ``epoch``, the epochs done with their fraction, if the run is counted
+    in epochs.
+    """
+    lines = [line for log in logs for line in log]
     # Lines of a validation have but a step, which counts what the run counts.
     epoch_iters = max(
         (
@@ -47,11 +52,13 @@ def read_lines(log: Path) -> list[dict]:
         else:
             line.setdefault('iter', line['step'] * epoch_iters)
             line['epoch'] = line['iter'] / epoch_iters
-    return lines
 
 
 def read_run(path: Path) -> list[dict]:
     """Read the logs of a work directory, or one ``scalars.json``.
+
+    Returns:
+        list[dict]: The scalars of each line, see ``count`` for what is added.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -67,13 +74,24 @@ def read_run(path: Path) -> list[dict]:
             f'no log in {path}: name the work directory of a training or a '
             'scalars.json'
         )
+    runs = [read_lines(log) for log in logs]
+    count(runs)
     lines = []
-    for log in logs:
-        new = read_lines(log)
-        if new:
-            start = min(line['iter'] for line in new)
-            lines = [line for line in lines if line['iter'] < start] + new
+    for new in filter(None, runs):
+        start = min(line['iter'] for line in new)
+        # A run resumed at the end of an epoch may begin with a validation.
+        begins = [is_training(n) for n in new if n['iter'] == start]
+        lines = [
+            line
+            for line in lines
+            if line['iter'] < start
+            or (line['iter'] == start and is_training(line) not in begins)
+        ] + new
     return lines
+
+
+def is_training(line: dict) -> bool:
+    return 'lr' in line
 
 
 def curve(
@@ -93,7 +111,7 @@ def curve(
             f'{path} is counted in iterations, not in epochs: use --x iter'
         )
     # Some keys, time and data_time, are those of validations, too.
-    training = [line for line in having if 'lr' in line]
+    training = [line for line in having if is_training(line)]
     points = [(line[axis], line[key]) for line in training or having]
     return tuple(zip(*points))
 

@@ -104,7 +104,7 @@ def get_inferencer(
 
     Args and errors: as ``get_model``.
 
-    Example:
+    Examples:
         >>> inferencer = get_inferencer(
         ...     'vcmamba_b_distill_8xb128_in1k', 'VCMamba-B.pth')
         >>> inferencer('cat.jpg')[0]['pred_class']

@@ -84,10 +84,8 @@ class RawAndEMAHook(EMAHook):
 
     A metric of the weights has its own name, the average's has ``_ema`` at its
     end; ``save_best`` may name either. Validation takes twice the time. What
-    is tested is the weights. Checkpoints are those of MMEngine's ``EMAHook``.
-
-    Args:
-        **kwargs: As of MMEngine's ``EMAHook``.
+    is tested is the weights. Arguments and checkpoints are those of MMEngine's
+    ``EMAHook``.
     """
 
     priority = 'ABOVE_NORMAL'

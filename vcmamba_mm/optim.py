@@ -21,10 +21,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     comes after the backbone, layer n - 1, gets lr itself. mmpretrain's
     ``LearningRateDecayOptimWrapperConstructor`` does the same for classifiers,
     this one for every model whose ``backbone`` has ``get_layer_depth``.
-
-    Args:
-        optim_wrapper_cfg: As in MMEngine.
-        paramwise_cfg: ``layer_decay_rate``, and all that MMEngine's takes.
+    ``paramwise_cfg`` takes ``layer_decay_rate``, and all that MMEngine's does.
 
     Raises:
         ValueError: If ``layer_decay_rate`` is not in (0, 1].
