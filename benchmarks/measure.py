@@ -37,6 +37,10 @@ from vcmamba_mm.analysis.timing import (
     table,
 )
 
+# Of the lines of a plot, by variant
+DASHES = ('-', '--', ':', '-.', (0, (6, 4)), (0, (1, 4)), (0, (6, 2, 1, 2)))
+MARKERS = 'osD^vPX'
+
 
 class WrongResultError(RuntimeError):
     """A contestant that computes something else."""
@@ -253,8 +257,8 @@ def line_plot(
                 x,
                 y,
                 color=f'C{colors[name]}',
-                linestyle=('-', '--', ':', '-.')[styles[variant]],
-                marker='osD^'[styles[variant]],
+                linestyle=DASHES[styles[variant]],
+                marker=MARKERS[styles[variant]],
                 markersize=5,
                 markerfacecolor='white' if styles[variant] else None,
             )

@@ -69,6 +69,33 @@ def test_model_benchmark(tmp_path):
         check_timing(row)
 
 
+@pytest.mark.parametrize(
+    'device, plan', [('cpu', model.cpu_plan()), ('cuda', model.gpu_plan())]
+)
+def test_whole_plan_can_be_drawn(device, plan):
+    timing = Timing(([1.0], [1.0]), 1, 10)
+    results = {
+        case: {contestant: dict(timing=timing) for contestant in contestants}
+        for case, contestants in plan.items()
+    }
+    figure = model.plot(device, results)
+    drawn = {
+        (axis.get_title(), line.get_color(), line.get_marker())
+        for axis in figure.axes
+        for line in axis.get_lines()
+    }
+    tasks = {case.task for case in plan if case.size != 224}
+    assert len(drawn) == len(
+        {
+            (case.task, contestant)
+            for case, contestants in plan.items()
+            for contestant in contestants
+            if case.task in tasks
+            and case.batch == model.series_batch(device, case.size)
+        }
+    )
+
+
 def scan_in_one_row(*inputs):
     *tensors, height, width = inputs
     return multi_directional_scan(*tensors, 1, height * width)
