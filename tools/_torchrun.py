@@ -1,5 +1,6 @@
 """torchrun that ends with one line, not a traceback, when a process fails."""
 
+import logging
 import os
 import sys
 
@@ -8,6 +9,11 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 
 def main() -> None:
+    # In the end machines wait for each other. Who misses the end of that, as
+    # the first machine has gone, would print a traceback; all is done by then.
+    logging.getLogger('torch.distributed.elastic.agent.server.api').addFilter(
+        lambda record: 'exit barrier' not in str(record.msg)
+    )
     os.environ['VCMAMBA_MM_LAUNCHER'] = str(os.getpid())
     try:
         run.main()
