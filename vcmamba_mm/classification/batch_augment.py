@@ -100,7 +100,7 @@ def _gray(images: Tensor) -> Tensor:
 
 def _contrast(op: stock.Contrast, images: Tensor, magnitudes) -> Tensor:
     means = _gray(images).double().mean((1, 2, 3), keepdim=True).round()
-    # OpenCV does not round the first product, nor is it in float64.
+    # OpenCV's fused sum does not round the first product; float64 neither.
     values = torch.arange(256, device=images.device, dtype=torch.float64)
     tables = _blend(values, means.float(), magnitudes).to(torch.uint8)
     return _look_up(images, tables[:, 0])
@@ -150,7 +150,8 @@ def _warp(op, images: Tensor, matrices: np.ndarray) -> Tensor:
     device = images.device
     height, width = images.shape[2:]
     matrices = [cv2.invertAffineTransform(matrix) for matrix in matrices]
-    # No matrix product either: (n, 2, 1, 1) each
+    # No matrix product, which autocast would do with fewer bits:
+    # (n, 2, 1, 1) each
     x, y, shift = _on(device, matrices).float()[:, :, None, None].unbind(-1)
     columns = torch.arange(width, device=device)
     rows = torch.arange(height, device=device)[:, None]
