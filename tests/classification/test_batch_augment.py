@@ -9,6 +9,7 @@ from conftest import ROOT
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from scipy import stats
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 pytest.importorskip('mmpretrain')
 
@@ -296,6 +297,18 @@ def test_mixed_precision_changes_nothing():
         with torch.autocast('cpu', torch.bfloat16):
             got, _ = at_once(augment, images)
         assert np.array_equal(got, expected), policy['type']
+
+
+def test_all_of_it_is_on_the_device():
+    """Tensors without memory tell if one is elsewhere, or is waited for."""
+    policies = [p for cfg in POLICIES for p in only(cfg)['policies']]
+    augment = BatchRandAugment(**RAND_AUGMENT | dict(policies=policies))
+    erase = BatchRandomErasing(**ERASING | dict(erase_prob=1.0))
+    with FakeTensorMode():
+        images = torch.empty(128, 3, 32, 32, dtype=torch.uint8, device='cuda')
+        changed = erase(augment(images))
+    assert changed.is_cuda and changed.dtype == torch.uint8
+    assert changed.shape == images.shape
 
 
 @pytest.mark.parametrize(
