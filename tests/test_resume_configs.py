@@ -105,10 +105,11 @@ def train(run_here, monkeypatch, tmp_path):
     [
         # epochs of 5 iterations, 20 pictures
         ('vcmamba_s_8xb128_in1k', CLASSIFIER, 10, 7),
+        ('vcmamba_b_deviceaug_8xb128_in1k', CLASSIFIER, 10, 7),
         ('vcmamba_s_fpn_8xb4_40k_ade20k_512x512', SEGMENTER, 8, 3),
         ('vcmamba_s_fpn_finetune_b8_4k_masks', SEGMENTER, 8, 3),
     ],
-    ids=['imagenet', 'ade20k', 'masks'],
+    ids=['imagenet', 'imagenet_device', 'ade20k', 'masks'],
 )
 def test_goes_on_with_the_next_batch(
     train, pictures, scenes, tmp_path, config, options, iterations, killed_at

@@ -7,6 +7,11 @@ mmpretrain's ``get_model`` and ``list_models``.
 from mmpretrain.apis import ModelHub
 
 from ..model_zoo import index_root
+from .batch_augment import (
+    AugmentingDataPreprocessor,
+    BatchRandAugment,
+    BatchRandomErasing,
+)
 from .datasets import WebDataset
 from .distillation import DistilledImageClassifier
 from .head import VCMambaClsHead
@@ -19,6 +24,9 @@ from .transforms import (
 )
 
 __all__ = [
+    'AugmentingDataPreprocessor',
+    'BatchRandAugment',
+    'BatchRandomErasing',
     'DistilledImageClassifier',
     'FastPackInputs',
     'FastRandAugment',

@@ -120,14 +120,23 @@ class FastRandomFlip(BaseTransform):
 
 # ------------------------------------------------------------- RandAugment
 
-# All values that a pixel can have: what an operation that looks at nothing
-# else makes of them is its table.
+# All that a pixel of one colour can be
 _VALUES = np.arange(256, dtype=np.uint8)[None]
 
 
-def _from_table(op: stock.BaseAugTransform, image: np.ndarray) -> np.ndarray:
+def value_table(op: stock.BaseAugTransform) -> np.ndarray | None:
+    """What an operation that looks at nothing else makes of all values.
+
+    Returns:
+        ndarray: Of uint8, (1, 256); None if the picture is left alone.
+    """
     table = op.transform(dict(img=_VALUES))['img']
-    return image if table is _VALUES else cv2.LUT(image, table)
+    return None if table is _VALUES else table
+
+
+def _from_table(op: stock.BaseAugTransform, image: np.ndarray) -> np.ndarray:
+    table = value_table(op)
+    return image if table is None else cv2.LUT(image, table)
 
 
 def _auto_contrast(op: stock.AutoContrast, image: np.ndarray) -> np.ndarray:
