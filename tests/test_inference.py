@@ -42,6 +42,26 @@ def segmenter_file(tmp_path_factory):
     return path
 
 
+@pytest.mark.parametrize(
+    'path',
+    [
+        *(ROOT / 'configs/camvid').glob('*.py'),
+        *(ROOT / 'configs/demo').glob('*.py'),
+    ],
+    ids=lambda path: path.stem,
+)
+def test_small_configs_can_be_used(path, picture, tmp_path):
+    cfg = Config.fromfile(path)
+    init_default_scope(cfg.default_scope)
+    state_dict = MODELS.build(cfg.model).state_dict()
+    torch.save(dict(state_dict=state_dict, meta={}), tmp_path / 'it.pth')
+    result = get_inferencer(path, tmp_path / 'it.pth', 'cpu')(picture)
+    if cfg.default_scope == 'mmseg':
+        assert result['predictions'].shape == picture.shape[:2]
+    else:
+        assert len(result[0]['pred_scores']) == cfg.model.head.num_classes
+
+
 def as_tested(picture):
     """Resized to 256, cropped to 224 and normalized by hand, (1, 3, 224, 224).
 

@@ -30,7 +30,7 @@ data_preprocessor = dict(
     std=[58.395, 57.12, 57.375],
     to_rgb=True,
 )  # from BGR
-resize = dict(type='Resize', scale=64, interpolation='bilinear')
+resize = dict(type='mmpretrain.Resize', scale=64, interpolation='bilinear')
 dataset = dict(type='CustomDataset', data_root='data/cifar10_small')
 train_dataloader = dict(
     batch_size=50,
@@ -63,9 +63,10 @@ val_dataloader = dict(
         **dataset,
         data_prefix='test',
         pipeline=[
-            dict(type='LoadImageStrict'),
+            # Inferencers look for this name.
+            dict(type='LoadImageFromFile'),
             resize,
-            dict(type='PackInputs'),
+            dict(type='mmpretrain.PackInputs'),
         ],
     ),
 )

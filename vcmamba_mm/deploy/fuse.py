@@ -80,6 +80,7 @@ def _is_float32_inference_on_cpu(x: Tensor) -> bool:
         and x.dtype == torch.float32
         and torch.backends.mkldnn.is_available()
         and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled('cpu')
     )
 
 
