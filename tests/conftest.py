@@ -37,7 +37,7 @@ def _one_thread_and_seed():
 def shared_data() -> Path:
     """Folder of small real data sets that are not part of the project."""
     if not SHARED.is_dir():
-        pytest.skip('needs the real data sets in ../shared/data')
+        pytest.skip(f'needs the real data sets in {SHARED}')
     return SHARED
 
 

@@ -287,7 +287,9 @@ def test_export(tmp_path):
     [
         (dict(mixer_cfg=dict(proj='bn')), "proj must be one of .*'bn'"),
         (dict(mixer_cfg=dict(num_paths=5)), 'num_paths must be from 1 to 4'),
+        (dict(mixer_cfg=dict(num_paths=1.5)), 'num_paths must be from 1 to 4'),
         (dict(mdm_cfg=dict(ffn='mlp')), "ffn must be 'conv'.*'mlp'"),
+        (dict(mdm_cfg=dict(mixer_cfg={})), r"mdm_cfg takes .*\['mixer_cfg'\]"),
     ],
 )
 def test_wrong_option(options, message):

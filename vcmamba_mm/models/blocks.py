@@ -90,7 +90,7 @@ class ConvFFN(nn.Module):
 class LinearFFN(nn.Module):
     """1x1 expansion, activation and 1x1 projection: no mixing, no norms.
 
-    Args: as ``ConvFFN``, which has a depthwise convolution and norms besides.
+    Args: as ``ConvFFN``'s, but for its norms and depthwise convolution.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ PROJECTIONS = ('conv_norm', 'conv', 'linear')
 
 
 class MultiDirectionalMamba(nn.Module):
-    """Selective scan of a feature map along four snake paths.
+    """Selective scan of a feature map along four paths.
 
     1x1 conv -> norm -> depthwise conv -> SiLU -> scan -> LayerNorm -> ReLU
     -> 1x1 conv -> norm (arXiv 2509.04669, fig. 2). Tokens stay channels-last,
@@ -74,7 +74,7 @@ class MultiDirectionalMamba(nn.Module):
                 f'mixer_cfg: param_order must be one of '
                 f'{PARAM_ORDERS}, got {param_order!r}'
             )
-        if not 1 <= num_paths <= NUM_PATHS:
+        if num_paths not in range(1, NUM_PATHS + 1):
             raise ValueError(
                 f'mixer_cfg: num_paths must be from 1 to {NUM_PATHS}, '
                 f'got {num_paths}'

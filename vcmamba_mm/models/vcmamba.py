@@ -54,7 +54,7 @@ class VCMamba(BaseModule):
     """VCMamba (arXiv 2509.04669).
 
     Three convolutional stages, then a fourth whose last blocks scan the
-    feature map along four snake paths.
+    feature map along four paths.
 
     Args:
         arch: 's', 'm', 'b', or a dict with ``embed_dims`` and ``depths`` (a
@@ -140,11 +140,16 @@ class VCMamba(BaseModule):
             drop_rate=drop_rate,
             act_cfg=act_cfg or dict(type='GELU'),
         )
+        unknown = set(mdm_cfg or {}) - {'ffn', 'norm_cfg'}
+        if unknown:
+            raise ValueError(
+                f"mdm_cfg takes 'ffn' and 'norm_cfg', got {sorted(unknown)}"
+            )
         mdm_cfg = dict(
-            dict(
-                norm_cfg=norm_cfg, ffn_cfg=ffn_cfg, mixer_cfg=mixer_cfg or {}
-            ),
+            dict(norm_cfg=norm_cfg),
             **(mdm_cfg or {}),
+            ffn_cfg=ffn_cfg,
+            mixer_cfg=mixer_cfg or {},
         )
 
         self.stem = Stem(in_channels, self.embed_dims[0], norm_cfg)

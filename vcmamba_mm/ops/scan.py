@@ -97,7 +97,7 @@ def _check(
         raise ValueError(
             f'param_order must be one of {PARAM_ORDERS}, got {param_order!r}'
         )
-    if not 1 <= num_paths <= NUM_PATHS:
+    if num_paths not in range(1, NUM_PATHS + 1):
         raise ValueError(
             f'num_paths must be from 1 to {NUM_PATHS}, got {num_paths}'
         )
@@ -294,7 +294,7 @@ def multi_directional_scan(
     snake: bool = True,
     backend: str = 'auto',
 ) -> Tensor:
-    """Scan tokens along four snake paths and sum what each path reads out.
+    """Scan tokens along up to four paths and sum what each path reads out.
 
     For a path o with direction d(i) of the step into its position i
     (arXiv 2509.04669, eq. 4)
