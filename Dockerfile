@@ -11,5 +11,5 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /vcmamba_mm
 COPY . .
-RUN pip install --no-cache-dir --editable '.[onedl,distill]'
+RUN pip install --no-cache-dir --editable '.[onedl,data,distill]'
 CMD ["python", "-m", "vcmamba_mm.doctor"]
