@@ -19,6 +19,7 @@ from .scan_paths import NUM_DIRECTIONS, scan_paths
 # Steps whose states the backward pass keeps in registers.
 CHUNK = 4
 LOG2E = tl.constexpr(1.4426950408889634)
+DIRECTIONS = tl.constexpr(NUM_DIRECTIONS)
 
 
 @triton.jit
@@ -114,7 +115,7 @@ def _backward_kernel(
     A sweep forwards keeps the states before every CHUNK-th step in
     ``states``; the sweep backwards recomputes those between. grad_A and
     grad_D come for each image; grad_B, grad_C and grad_theta for each image
-    and tile, shapes (tiles, batch, length or 5, state).
+    and tile, shapes (tiles, batch, length or directions, state).
     """
     i_e, i_b = tl.program_id(0), tl.program_id(1).to(tl.int64)
     o_e = i_e * BE + tl.arange(0, BE)
@@ -136,7 +137,7 @@ def _backward_kernel(
     i_tile = i_e * tl.num_programs(1) + i_b
     grad_B += i_tile * length * STATES + o_n
     grad_C += i_tile * length * STATES + o_n
-    grad_theta += i_tile * 5 * STATES + o_n
+    grad_theta += i_tile * DIRECTIONS * STATES + o_n
 
     b_A = tl.load(A + o_en, m_ne, other=0).to(dtype)
     zero = tl.zeros([BN, BE], dtype)
@@ -145,7 +146,7 @@ def _backward_kernel(
     b_D = PATHS * tl.load(D + o_e, m_e, other=0).to(dtype)
     b_grad_D = tl.zeros([BE], dtype)
     nothing = tl.zeros([BN], dtype)
-    for d in tl.static_range(5):
+    for d in tl.static_range(DIRECTIONS):
         tl.store(grad_theta + d * STATES, nothing, m_n)
     h = ()
     for _ in tl.static_range(PATHS):
