@@ -23,6 +23,8 @@ for class in 2 5 8; do
 done
 python $tools/grad_cam.py "${shown[@]}" \
     --model "${demo[0]}" --checkpoint "${demo[1]}" --out grad_cam.png
+python $tools/receptive_field.py "${demo[@]}" --pictures $digits \
+    --out receptive_field.png
 (cd ../.. && python tools/analysis/mmpretrain_tools.py confusion-matrix \
     configs/demo/vcmamba_demo_digits.py work_dirs/demo/classifier/epoch_5.pth \
     --out docs/pictures/confusion.png --include-values)
@@ -30,7 +32,8 @@ python $tools/grad_cam.py "${shown[@]}" \
 # A quarter of the size.
 python -c '
 from PIL import Image
-for name in "paths", "activations", "decay", "grad_cam", "confusion":
+for name in "paths", "activations", "decay", "grad_cam", "confusion", \
+        "receptive_field":
     with Image.open(f"{name}.png") as picture:
         small = picture.convert("RGB").quantize(256)
     small.save(f"{name}.png", optimize=True)'
