@@ -40,6 +40,7 @@ test: $(VENV)/installed
 benchmark: $(VENV)/installed
 	python benchmarks/scan.py
 	python benchmarks/model.py
+	python benchmarks/export.py
 	$(if $(PICTURES),python benchmarks/input_pipeline.py $(PICTURES))
 
 # Follows every command of README and docs: at most 10 minutes.

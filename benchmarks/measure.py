@@ -284,15 +284,22 @@ def line_plot(
     return figure
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that the benchmarks have in common."""
-    devices = ['cpu'] + ['cuda'] * torch.cuda.is_available()
+def add_arguments(
+    parser: argparse.ArgumentParser, devices: list[str] | None = None
+) -> None:
+    """Add the arguments that the benchmarks have in common.
+
+    Args:
+        parser: Is changed.
+        devices: To choose from; by default every one found.
+    """
+    devices = devices or ['cpu'] + ['cuda'] * torch.cuda.is_available()
     parser.add_argument(
         '--device',
         nargs='+',
         choices=devices,
         default=devices,
-        help='by default every one found',
+        help='by default all of them',
     )
     parser.add_argument(
         '--threads', type=int, default=1, help='of PyTorch on the CPU'
@@ -316,9 +323,9 @@ def write_report(
     device: str,
     result: dict,
     lines: list[str],
-    figure: Figure,
+    figure: Figure | None = None,
 ) -> None:
-    """Write ``<name>_<device>`` as Markdown, JSON and PNG."""
+    """Write ``<name>_<device>`` as Markdown, JSON and, if drawn, PNG."""
     here = Path(__file__).resolve().parent
     folder = args.out or (
         here.parent / 'work_dirs/benchmarks'
@@ -331,9 +338,12 @@ def write_report(
     stem = f'{name}_{re.sub("[^a-z0-9]+", "_", device.lower())}'
     if args.quick:
         lines = ['**A quick run: these figures say nothing.**', '', *lines]
-    text = '\n'.join([*lines, '', f'![Plot]({stem}.png)', ''])
+    if figure:
+        lines = [*lines, '', f'![Plot]({stem}.png)']
+        figure.savefig(folder / f'{stem}.png', dpi=150)
+    text = '\n'.join([*lines, ''])
     (folder / f'{stem}.md').write_text(text, encoding='utf-8')
     content = json.dumps(result, indent=1, allow_nan=False)
     (folder / f'{stem}.json').write_text(content + '\n', encoding='utf-8')
-    figure.savefig(folder / f'{stem}.png', dpi=150)
-    print(f'\n{text}\nwritten: {folder / stem}.{{md,json,png}}', flush=True)
+    written = 'md,json,png' if figure else 'md,json'
+    print(f'\n{text}\nwritten: {folder / stem}.{{{written}}}', flush=True)

@@ -12,6 +12,7 @@ import torch
 from measure import Goal, WrongResultError
 
 from vcmamba_mm.analysis.timing import BUFFERS, FULL, Timing, time_side_by_side
+from vcmamba_mm.deploy import export as export_module
 from vcmamba_mm.ops import multi_directional_scan
 
 
@@ -19,12 +20,15 @@ def run(benchmark, folder):
     benchmark.main(['--quick', '--device', 'cpu', '--out', str(folder)])
 
 
-def read_report(folder, name):
+def read_report(folder, name, plotted=True):
     """The JSON's content, after a look at the other files."""
     text = (folder / f'{name}_cpu.md').read_text(encoding='utf-8')
     assert 'A quick run' in text and '| threads | 1 |' in text
-    png = (folder / f'{name}_cpu.png').read_bytes()
-    assert png.startswith(b'\x89PNG') and len(png) > 10_000
+    picture = folder / f'{name}_cpu.png'
+    assert picture.exists() == (f'![Plot]({picture.name})' in text) == plotted
+    if plotted:
+        png = picture.read_bytes()
+        assert png.startswith(b'\x89PNG') and len(png) > 10_000
     result = json.loads((folder / f'{name}_cpu.json').read_text())
     assert result['benchmark'] == name and result['device'] == 'cpu'
     assert result['environment']['torch'] == torch.__version__
@@ -67,6 +71,44 @@ def test_model_benchmark(tmp_path):
         assert 0 < row['error'] < model.TOLERANCE
         assert row['params'] > 9e6
         check_timing(row)
+
+
+@pytest.fixture
+def export():
+    for name in ('onnx', 'onnxruntime', 'mmpretrain'):
+        pytest.importorskip(name)
+    import export
+
+    return export
+
+
+def test_export_benchmark(export, tmp_path):
+    run(export, tmp_path)
+    result = read_report(tmp_path, 'export', plotted=False)
+    rows = result['results']
+    assert {row['model'] for row in rows} == set(export.QUICK_SIZES)
+    for row, goal in zip(rows, result['goals']):
+        assert row['differences'][0]['shape'] == [1, 3, 64, 64]
+        assert len(row['differences']) == 4
+        differences = [its['difference'] for its in row['differences']]
+        assert 0 < min(differences) <= max(differences) < 1e-5
+        assert goal['verdict'] == 'reached'
+        assert goal['measured'] == pytest.approx(1e6 * max(differences))
+        assert row['scan_nodes'] == 2 < row['nodes']
+        assert row['file_bytes'] > 1e6
+        assert row['onnxruntime_ms'] > 0 < row['torch_ms']
+
+
+def test_wrong_export_stops_the_benchmark(export, tmp_path, monkeypatch):
+    def no_theta(*inputs):
+        *tensors, theta = inputs[:7]
+        return export_scan(*tensors, 0 * theta, *inputs[7:])
+
+    export_scan = export_module.export_scan
+    monkeypatch.setattr(export_module, 'export_scan', no_theta)
+    with pytest.raises(export_module.ExportError, match='differs from PyT'):
+        run(export, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

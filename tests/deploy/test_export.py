@@ -59,12 +59,18 @@ def classifier():
     return model
 
 
-@pytest.fixture
-def smallest():
+def build_smallest(**mixer_cfg):
     import vcmamba_mm.classification  # noqa: F401
 
     init_default_scope('mmpretrain')
-    return MODELS.build(smallest_classifier_cfg()).eval()
+    cfg = smallest_classifier_cfg()
+    cfg['backbone']['mixer_cfg'] = mixer_cfg
+    return MODELS.build(cfg).eval()
+
+
+@pytest.fixture
+def smallest():
+    return build_smallest()
 
 
 @pytest.fixture(scope='module')
@@ -125,6 +131,22 @@ def test_segmenter(segmenter, tmp_path):
         (found,) = run.run(['logits'], dict(images=images.numpy()))
         assert error(found, expected) < 1e-5
     assert 'Scan' in [node.op_type for node in onnx.load(path).graph.node]
+
+
+@pytest.mark.parametrize(
+    'mixer_cfg', [dict(num_paths=1), dict(param_order='path')]
+)
+def test_other_paths(mixer_cfg, tmp_path):
+    model = randomize_norms(build_smallest(**mixer_cfg))
+    path = tmp_path / 'model.onnx'
+    export(model, path, 'onnx', (64, 96), dynamic=True)
+    run, expected_of = session(path), in_float64(model)
+    for batch, *size in IMAGES:
+        images = torch.randn(batch, 3, *size)
+        with torch.no_grad():
+            expected = expected_of(images.double(), mode='tensor')
+        (found,) = run.run(['logits'], dict(images=images.numpy()))
+        assert error(found, expected) < 1e-5
 
 
 def test_preprocessing_of_a_segmenter(segmenter):
