@@ -400,7 +400,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         'be left out',
     )
     parser.add_argument('--workers', type=int, nargs='+', default=[1, 2, 3, 4])
-    measure.add_arguments(parser)
+    measure.add_arguments(parser, devices=['cpu'])
     args = parser.parse_args(argv)
     if args.data is None and not args.quick:
         parser.error('name the pictures, or --quick')
