@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 
-from vcmamba_mm import CheckMasksHook, VCMamba
+from vcmamba_mm import CheckMasksHook, VCMamba, labels
 from vcmamba_mm.labels import MaskError
 
 # Blocks of VCMamba-S before each stage, and before the first MDM block.
@@ -112,6 +112,17 @@ def test_checkpoint_of_224_loads_at_384(tmp_path):
             assert value.shape[2:] == (7, 7)
             value = F.interpolate(value, (12, 12), mode='bicubic')
         assert torch.equal(own[name], value), name
+
+
+@pytest.mark.parametrize('values, told', [((0, 255), 1), ((0, 1, 255), 0)])
+def test_masks_without_a_class_are_told_of(values, told, monkeypatch):
+    lines = []
+    monkeypatch.setattr(labels, 'print_log', lambda *args: lines.append(args))
+    hook = CheckMasksHook()
+    for _ in range(2 * hook.GRACE):
+        hook._look_for_a_class(torch.tensor(values), 255)
+    assert len(lines) == told
+    assert all('nothing but 0 and 255' in line for line, *_ in lines)
 
 
 @pytest.mark.parametrize(

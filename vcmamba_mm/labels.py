@@ -1,10 +1,13 @@
 """Masks that do not fit the model are named before they do harm."""
 
+import logging
+
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from torch import nn
+from torch import Tensor, nn
 
 
 class MaskError(ValueError):
@@ -15,12 +18,19 @@ class MaskError(ValueError):
 class CheckMasksHook(Hook):
     """Compare the values of each mask with the classes of a segmenter.
 
-    A wrong one would end in an error of the loss that names no file.
+    A wrong one would end in an error of the loss that names no file. If the
+    first ``GRACE`` masks have no class but 0, one line says so: many masks are
+    0 and 255, and 255 is not trained.
 
     Raises:
         MaskError: If a mask is not a map of numbers below ``num_classes`` and
             ``ignore_index``; it names the file.
     """
+
+    GRACE = 32
+
+    def __init__(self) -> None:
+        self._empty = 0  # masks so far, None from the first with a class
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None
@@ -49,3 +59,19 @@ class CheckMasksHook(Hook):
                     f'{head.ignore_index} is ignored: mend the mask, or set '
                     'num_classes or ignore_index in the config'
                 )
+            self._look_for_a_class(labels, head.ignore_index)
+
+    def _look_for_a_class(self, labels: Tensor, ignore_index: int) -> None:
+        if self._empty is None:
+            return
+        self._empty += 1
+        if ((labels > 0) & (labels != ignore_index)).any():
+            self._empty = None
+        elif self._empty == self.GRACE:
+            print_log(
+                f'The first {self.GRACE} masks hold nothing but 0 and '
+                f'{ignore_index}, which is not trained: are objects '
+                f'{ignore_index} in them? Then make them 1',
+                'current',
+                logging.WARNING,
+            )
