@@ -593,6 +593,29 @@ def test_nan_stops_before_the_weights_change(tmp_path):
         assert torch.equal(value, raw[f'module.{name}'])
 
 
+@pytest.mark.parametrize(
+    'clip_grad',
+    [dict(max_norm=0.1), dict(type='value', clip_value=0.1)],
+    ids=['norm', 'value'],
+)
+def test_nan_with_clipped_gradients(tmp_path, clip_grad):
+    """Of those clipped by value MMEngine logs no norm, and what a run before
+    logged is not theirs.
+    """
+    train(tmp_path, die(2), error=Killed)
+    assert 'train/grad_norm' in (
+        read_checkpoint(tmp_path / 'iter_3.pth')['message_hub']['log_scalars']
+    )
+    for settings in ({}, dict(resume_from='auto')):
+        runner = train(
+            tmp_path if settings else tmp_path / 'new',
+            dict(type='PoisonHook', at=[4]),
+            error=NonFiniteError,
+            **{'optim_wrapper.clip_grad': clip_grad, **settings},
+        )
+        assert 'gradients are NaN or infinite at iteration 5' in runner.error
+
+
 SKIP = {'default_hooks.check_finite.action': 'skip'}
 
 
