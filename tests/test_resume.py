@@ -24,12 +24,17 @@ from mmengine.registry import (
     MODELS,
     init_default_scope,
 )
-from mmengine.runner import Runner
+from mmengine.runner import FlexibleRunner, Runner
 from torch import nn
 
 from vcmamba_mm import files
 from vcmamba_mm.checkpoint import CheckpointError, read_checkpoint
-from vcmamba_mm.engine import ProcessError, SafeRunner, SettingError
+from vcmamba_mm.engine import (
+    ProcessError,
+    SafeRunner,
+    SettingError,
+    build_runner,
+)
 from vcmamba_mm.hooks import IterSeedHook, NonFiniteError
 from vcmamba_mm.loops import ResumeError
 
@@ -525,6 +530,45 @@ def test_restarts_with_a_named_checkpoint(interrupted, monkeypatch):
     monkeypatch.setenv('TORCHELASTIC_MAX_RESTARTS', '0')
     runner = train(work_dir, **command)
     assert Path(runner._load_from) == first
+
+
+def test_what_a_sharded_run_begins_with(
+    interrupted, monkeypatch, tmp_path_factory
+):
+    """The latest good checkpoint; ``load_from`` if there is none."""
+    work_dir, (first, second, third) = interrupted
+    begun = []
+
+    def from_cfg(cfg):
+        begun.append((cfg.resume, cfg.load_from))
+        raise Killed
+
+    monkeypatch.setattr(FlexibleRunner, 'from_cfg', from_cfg)
+    monkeypatch.setattr('vcmamba_mm.engine.adapt_to_cpu', lambda cfg: None)
+    cut(third)
+    new = tmp_path_factory.mktemp('new')
+    for folder, resume_from in (
+        (work_dir, 'auto'),
+        (work_dir, str(first)),
+        (new, 'auto'),
+        (work_dir, None),
+    ):
+        cfg = config(
+            folder,
+            launcher='pytorch',
+            strategy=dict(type='FSDP2Strategy'),
+            custom_hooks=[],
+            load_from='weights.pth',
+            resume_from=resume_from,
+        )
+        with pytest.raises(Killed):
+            build_runner(cfg, 'train')
+    assert begun == [
+        (True, str(second)),
+        (True, str(first)),
+        (False, 'weights.pth'),
+        (False, 'weights.pth'),
+    ]
 
 
 def test_seed_of_the_interrupted_run(interrupted, capsys):

@@ -597,8 +597,10 @@ def build_runner(cfg: Config, *loops: str) -> SafeRunner | FlexibleRunner:
         from . import fsdp  # noqa: F401 - registers it; needs PyTorch 2.6
 
         resume = cfg.get('resume_from')
+        if resume == 'auto':
+            resume, _ = find_resumable(cfg.work_dir) or (None, None)
         cfg.resume = bool(resume)
-        cfg.load_from = None if resume == 'auto' else resume or cfg.load_from
+        cfg.load_from = resume or cfg.get('load_from')
     if get_device() == 'cpu':
         adapt_to_cpu(cfg)
     runner = (FlexibleRunner if sharded else SafeRunner).from_cfg(cfg)
