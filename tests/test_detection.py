@@ -51,6 +51,19 @@ def test_all_build_through_custom_imports_alone(run):
     assert len(said) == 6
 
 
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_masks_are_read_where_there_is_a_mask_head(path):
+    cfg = Config.fromfile(path)
+    for loop in ('train', 'val', 'test'):
+        (loading,) = (
+            step
+            for step in cfg[f'{loop}_dataloader'].dataset.pipeline
+            if step.type == 'LoadAnnotations'
+        )
+        assert loading.with_bbox
+        assert loading.get('with_mask', False) == ('mask-rcnn' in path.stem)
+
+
 def build(kind):
     path = ROOT / f'configs/detection/vcmamba_s_{kind}_fpn_8xb2_1x_coco.py'
     cfg = Config.fromfile(path)

@@ -1,5 +1,6 @@
 """Interrupted and resumed runs, in this process, with a model of one layer."""
 
+import errno
 import itertools
 import os
 import random
@@ -23,12 +24,17 @@ from mmengine.registry import (
     MODELS,
     init_default_scope,
 )
-from mmengine.runner import Runner
+from mmengine.runner import FlexibleRunner, Runner
 from torch import nn
 
 from vcmamba_mm import files
 from vcmamba_mm.checkpoint import CheckpointError, read_checkpoint
-from vcmamba_mm.engine import ProcessError, SafeRunner
+from vcmamba_mm.engine import (
+    ProcessError,
+    SafeRunner,
+    SettingError,
+    build_runner,
+)
 from vcmamba_mm.hooks import IterSeedHook, NonFiniteError
 from vcmamba_mm.loops import ResumeError
 
@@ -517,9 +523,52 @@ def test_restarts_with_a_named_checkpoint(interrupted, monkeypatch):
         assert Path(runner._load_from) == begin
     runner = train(work_dir, **command)
     assert Path(runner._load_from) == work_dir / 'iter_5.pth'
+    # The same file, written in another way.
+    monkeypatch.chdir(work_dir)
+    runner = train(work_dir, resume_from='./iter_1.pth')
+    assert Path(runner._load_from) == work_dir / f'iter_{EPOCHS * LENGTH}.pth'
     monkeypatch.setenv('TORCHELASTIC_MAX_RESTARTS', '0')
     runner = train(work_dir, **command)
     assert Path(runner._load_from) == first
+
+
+def test_what_a_sharded_run_begins_with(
+    interrupted, monkeypatch, tmp_path_factory
+):
+    """The latest good checkpoint; ``load_from`` if there is none."""
+    work_dir, (first, second, third) = interrupted
+    begun = []
+
+    def from_cfg(cfg):
+        begun.append((cfg.resume, cfg.load_from))
+        raise Killed
+
+    monkeypatch.setattr(FlexibleRunner, 'from_cfg', from_cfg)
+    monkeypatch.setattr('vcmamba_mm.engine.adapt_to_cpu', lambda cfg: None)
+    cut(third)
+    new = tmp_path_factory.mktemp('new')
+    for folder, resume_from in (
+        (work_dir, 'auto'),
+        (work_dir, str(first)),
+        (new, 'auto'),
+        (work_dir, None),
+    ):
+        cfg = config(
+            folder,
+            launcher='pytorch',
+            strategy=dict(type='FSDP2Strategy'),
+            custom_hooks=[],
+            load_from='weights.pth',
+            resume_from=resume_from,
+        )
+        with pytest.raises(Killed):
+            build_runner(cfg, 'train')
+    assert begun == [
+        (True, str(second)),
+        (True, str(first)),
+        (False, 'weights.pth'),
+        (False, 'weights.pth'),
+    ]
 
 
 def test_seed_of_the_interrupted_run(interrupted, capsys):
@@ -535,6 +584,30 @@ def test_other_number_of_iterations(interrupted):
         train(work_dir, resume_from=str(second), **other)
     runner = train(work_dir, resume_from=str(third), **other)
     assert runner.iter == EPOCHS * 5
+    read = runner.train_dataloader.dataset.read
+    assert len(read) == (EPOCHS - 1) * SAMPLES
+
+
+def test_stock_loop_begins_with_whole_epochs(interrupted):
+    """It would repeat the epoch, while iterations and schedule go on."""
+    work_dir, paths = interrupted  # the third is at the end of an epoch, but
+    for iteration, path in enumerate(paths, 1):  # says that it was within
+        runner = train(
+            work_dir,
+            resume_from=str(path),
+            error=ResumeError,
+            **{'train_cfg.type': 'EpochBasedTrainLoop'},
+        )
+        assert f'within an epoch, after iteration {iteration},' in runner.error
+        assert not runner.train_dataloader.dataset.read
+
+
+def test_stock_loop_goes_on_after_an_epoch(tmp_path):
+    stock = {**BY_EPOCH, 'train_cfg.type': 'EpochBasedTrainLoop'}
+    train(tmp_path, die(LENGTH + 1), error=Killed, **stock)
+    # also with another number of iterations
+    other = {'train_dataloader.batch_size': 2, **stock}
+    runner = train(tmp_path, resume_from='auto', **other)
     read = runner.train_dataloader.dataset.read
     assert len(read) == (EPOCHS - 1) * SAMPLES
 
@@ -559,6 +632,32 @@ def test_full_disk(tmp_path):
     assert [p.name for p in tmp_path.glob('iter*')] == ['iter_3.pth']
     assert read_checkpoint(tmp_path / 'iter_3.pth')['meta']['iter'] == 3
     assert not list(tmp_path.glob('.*'))
+
+
+@pytest.mark.parametrize(
+    'error, message',
+    [
+        (OSError(errno.ENOSPC, 'No space left'), '(No space left, 1.0 MB): '),
+        (OSError(errno.EDQUOT, 'Quota exceeded'), '(Quota exceeded, '),
+        (PermissionError(errno.EACCES, 'Permission denied'), '(Permission '),
+        (OSError(errno.EROFS, 'Read-only file system'), '(Read-only '),
+        (OSError('of a plugin'), '(of a plugin, 1.0 MB): '),
+    ],
+)
+def test_what_helps_is_said_where_it_does(
+    tmp_path, monkeypatch, error, message
+):
+    def failing(*args):
+        raise error
+
+    monkeypatch.setattr(files.os, 'replace', failing)
+    with pytest.raises(files.WriteError) as caught:
+        files.write_file(bytes(10**6), tmp_path / 'file')
+    text = str(caught.value)
+    assert message in text
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    assert ('Make room' in text and '--resume' in text) == full
+    assert not list(tmp_path.iterdir())
 
 
 def test_on_the_disk_before_it_has_the_name(tmp_path, monkeypatch):
@@ -591,6 +690,34 @@ def test_nan_stops_before_the_weights_change(tmp_path):
     raw = saved['ema_state_dict']
     for name, value in runner.model.named_parameters():
         assert torch.equal(value, raw[f'module.{name}'])
+
+
+@pytest.mark.parametrize(
+    'clip_grad',
+    [dict(max_norm=0.1), dict(type='value', clip_value=0.1)],
+    ids=['norm', 'value'],
+)
+def test_nan_with_clipped_gradients(tmp_path, clip_grad):
+    """Of those clipped by value MMEngine logs no norm, and what a run before
+    logged is not theirs.
+    """
+    train(tmp_path, die(2), error=Killed)
+    assert (
+        'train/grad_norm'
+        in (
+            read_checkpoint(tmp_path / 'iter_3.pth')['message_hub'][
+                'log_scalars'
+            ]
+        )
+    )
+    for settings in ({}, dict(resume_from='auto')):
+        runner = train(
+            tmp_path if settings else tmp_path / 'new',
+            dict(type='PoisonHook', at=[4]),
+            error=NonFiniteError,
+            **{'optim_wrapper.clip_grad': clip_grad, **settings},
+        )
+        assert 'gradients are NaN or infinite at iteration 5' in runner.error
 
 
 SKIP = {'default_hooks.check_finite.action': 'skip'}
@@ -677,6 +804,25 @@ def test_data_worker(tmp_path, fault, message):
     }
     runner = train(tmp_path, error=ProcessError, **settings)
     assert message in runner.error and '--resume' in runner.error
+
+
+@pytest.mark.parametrize(
+    'error, message',
+    [
+        (AssertionError(), 'optim_wrapper: AssertionError'),
+        (KeyError('AdmaW is unknown'), 'optim_wrapper: AdmaW is unknown'),
+        (KeyError(), 'optim_wrapper: KeyError'),
+        (ValueError('two\n  lines'), 'optim_wrapper: two lines'),
+    ],
+)
+def test_wrong_setting_is_said_in_one_line(
+    tmp_path, monkeypatch, error, message
+):
+    def failing(self, optim_wrapper):
+        raise error
+
+    monkeypatch.setattr(Runner, 'build_optim_wrapper', failing)
+    assert train(tmp_path, error=SettingError).error == message
 
 
 def test_workers_have_a_time_limit(tmp_path):

@@ -141,6 +141,6 @@ def test_goes_on_with_the_next_batch(
         read_checkpoint(folder / f'iter_{iterations}.pth')
         for folder in (whole, parts)
     ]
-    for end in ends:
-        del end['meta'], end['message_hub']
+    for content in ends:
+        del content['meta'], content['message_hub']
     assert not list(differences(*ends))

@@ -185,6 +185,19 @@ def test_switches_that_exclude_each_other(cfg, message):
         check_switches(Config(dict(model={}, launcher='pytorch') | cfg))
 
 
+def test_restarts_of_a_sharded_run_want_no_file(monkeypatch):
+    """Each would begin with it again."""
+    cfg = Config(
+        dict(model={}, launcher='pytorch', strategy={}, resume_from='a.pth')
+    )
+    check_switches(cfg)
+    monkeypatch.setenv('TORCHELASTIC_MAX_RESTARTS', '3')
+    with pytest.raises(ValueError, match='a.pth: say --resume without a file'):
+        check_switches(cfg)
+    cfg.resume_from = 'auto'
+    check_switches(cfg)
+
+
 def test_accumulated_gradients_are_those_of_the_whole_batch():
     """In float64, with running statistics."""
     init_default_scope('mmpretrain')

@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.dataset import BaseDataset, default_collate
 from mmengine.logging import MMLogger
 from mmengine.registry import TRANSFORMS, init_default_scope
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from vcmamba_mm.engine import name_unreadable
 from vcmamba_mm.transforms import ImageReadError, LoadImageStrict
 
 
@@ -190,6 +192,40 @@ def test_masks_cut_anywhere(scene, log, backend):
     text = log.read_text()
     assert text.count(f'mask {path} cannot be read (missing') == end + 1
     assert f'({end + 1} of {end + 2} pictures so far)' in text
+
+
+@pytest.mark.parametrize('scope', ['', 'mmseg.'])
+def test_stock_loading_is_replaced_in_any_scope(scope):
+    pipeline = [
+        dict(type=f'{scope}LoadImageFromFile'),
+        dict(type=f'{scope}LoadAnnotations', reduce_zero_label=True),
+        dict(type='other.LoadAnnotations'),
+    ]
+    cfg = Config(
+        dict(
+            default_scope='mmseg',
+            train_dataloader=dict(dataset=dict(pipeline=pipeline)),
+        )
+    )
+    name_unreadable(cfg, 'train')
+    assert [step.type for step in cfg.train_dataloader.dataset.pipeline] == [
+        'LoadImageStrict',
+        'LoadMaskStrict',
+        'other.LoadAnnotations',
+    ]
+
+
+def test_what_was_raised_is_said(scene, monkeypatch):
+    """It may be a fault of the program, not of the mask."""
+    loading = TRANSFORMS.build(dict(type='LoadMaskStrict'))
+
+    def failing(results):
+        raise AttributeError('no attribute\n shape')
+
+    monkeypatch.setattr(loading, 'loading', failing)
+    with pytest.raises(ImageReadError) as caught:
+        loading(dict(scene))
+    assert str(caught.value).endswith('(AttributeError: no attribute shape)')
 
 
 def test_what_is_wrong_with_the_config_passes(scene):

@@ -36,7 +36,7 @@ from .checkpoint import (
 )
 from .hooks import NonFiniteError
 from .labels import MaskError
-from .loops import ResumeError
+from .loops import ResumeError, check_start
 from .models.vcmamba import InputSizeError
 from .ops.scan import BackendError
 from .optim import CPUAmpOptimWrapper
@@ -74,6 +74,16 @@ def add_common_arguments(parser: ArgumentParser) -> None:
     )
 
 
+def _message(error: Exception) -> str:
+    """What an error says, or if it says nothing its type, in one line."""
+    # str() puts the text of a KeyError into quotes.
+    quoted = isinstance(error, KeyError) and error.args
+    text = str(error.args[0] if quoted else error) or type(error).__name__
+    if 'Original Traceback' in text:  # from a worker of a data loader
+        text = text.strip().splitlines()[-1].split(': ', 1)[-1]
+    return ' '.join(text.split())
+
+
 @contextmanager
 def one_line_errors(*errors: type[Exception]) -> Iterator[None]:
     """End the program with one line and exit code 2 on one of ``errors``.
@@ -85,13 +95,8 @@ def one_line_errors(*errors: type[Exception]) -> Iterator[None]:
     except errors as error:
         if os.environ.get('VCMAMBA_MM_TRACEBACK') == '1':
             raise
-        text = str(error.args[0] if isinstance(error, KeyError) else error)
-        text = text or type(error).__name__
-        if 'Original Traceback' in text:  # from a worker of a data loader
-            text = text.strip().splitlines()[-1].split(': ', 1)[-1]
         print(
-            f'error: {" ".join(text.split())} '
-            '(VCMAMBA_MM_TRACEBACK=1 shows where)',
+            f'error: {_message(error)} (VCMAMBA_MM_TRACEBACK=1 shows where)',
             file=sys.stderr,
             flush=True,
         )
@@ -124,7 +129,7 @@ def _setting(key: str) -> Iterator[None]:
     try:
         yield
     except SETUP_ERRORS as error:
-        raise SettingError(f'{key}: {error}') from error
+        raise SettingError(f'{key}: {_message(error)}') from error
 
 
 # ... and what may only turn up while the loop runs.
@@ -187,14 +192,27 @@ def check_data(cfg: Config, *loops: str) -> None:
             )
 
 
+def name_unreadable(cfg: Config, *loops: str) -> None:
+    """Have a picture or a mask that cannot be read named, in place."""
+    for loop in loops:
+        dataloader = cfg.get(f'{loop}_dataloader')
+        loading = r'(mm\w+\.)?LoadImageFromFile'
+        _replace_type(dataloader, loading, 'LoadImageStrict')
+        if cfg.get('default_scope') == 'mmseg':
+            loading = r'(mmseg\.)?LoadAnnotations'
+            _replace_type(dataloader, loading, 'LoadMaskStrict')
+
+
 def _replace_type(cfg: ConfigDict | list, old: str, new: str) -> int:
-    """Turn every ``type=old`` into ``new``, in place; return how many."""
+    """Turn every type that ``old``, a regular expression, matches as a whole
+    into ``new``, in place; return how many.
+    """
     if isinstance(cfg, (list, tuple)):
         return sum(_replace_type(value, old, new) for value in cfg)
     if not isinstance(cfg, dict):
         return 0
     count = sum(_replace_type(value, old, new) for value in cfg.values())
-    if cfg.get('type') == old:
+    if re.fullmatch(old, str(cfg.get('type'))):
         cfg['type'] = new
         count += 1
     return count
@@ -209,7 +227,7 @@ def adapt_to_cpu(cfg: Config) -> None:
     """
     if (cfg.get('optim_wrapper') or {}).get('type') == 'AmpOptimWrapper':
         cfg.optim_wrapper.type = CPUAmpOptimWrapper.__name__
-    if _replace_type(cfg.model, 'SyncBN', 'BN'):
+    if _replace_type(cfg.model, r'(mm\w+\.)?SyncBN', 'BN'):
         print_log(
             'No GPU: SyncBN becomes BN (each process normalizes its own batch)'
         )
@@ -301,13 +319,18 @@ class SafeRunner(Runner):
         wanted = self.cfg.get('resume_from')
         if self.cfg.get('resume'):  # how MMEngine's configs say it
             wanted = wanted or self.cfg.get('load_from') or 'auto'
+        self._begun_with = None
+        if wanted and wanted != 'auto':
+            # The same file, in whichever way it is written.
+            self._begun_with = (
+                wanted if '://' in wanted else os.path.abspath(wanted)
+            )
         # One process decides: a shared folder may look different to another.
         choice = [None]
         if wanted and is_main_process():
             choice = [self._choose_checkpoint(wanted)]
         broadcast_object_list(choice)
         self._resume_from, resumed_seed = choice[0] or (None, None)
-        self._begun_with = None if wanted == 'auto' else wanted
         if resumed_seed is not None:
             if seed not in (None, resumed_seed):
                 print_log(
@@ -355,7 +378,7 @@ class SafeRunner(Runner):
         # How often torchrun has restarted does not tell: not how often after
         # the loss of a machine, and nothing on one that came back.
         elif int(os.environ.get('TORCHELASTIC_MAX_RESTARTS', 0)):
-            found = find_resumable(self.work_dir, begun_with=path)
+            found = find_resumable(self.work_dir, begun_with=self._begun_with)
         if found is None:
             checkpoint = read_checkpoint(path)
             check_resumable(checkpoint, path)
@@ -392,6 +415,15 @@ class SafeRunner(Runner):
         if self._resume_from is not None:
             self._resume, self._load_from = True, self._resume_from
         super().load_or_resume()
+
+    def resume(self, *args, **kwargs) -> None:
+        """As MMEngine's.
+
+        Raises:
+            ResumeError: If the loop cannot go on from there.
+        """
+        super().resume(*args, **kwargs)
+        check_start(self)
 
     def _maybe_compile(self, target: str) -> None:
         """Compile the backbone, which is one graph.
@@ -526,6 +558,14 @@ def check_switches(cfg: Config) -> None:
             'strategy: needs processes to share the work, start them with '
             'tools/dist_train.sh'
         )
+    if cfg.get('resume_from') not in (None, 'auto') and int(
+        os.environ.get('TORCHELASTIC_MAX_RESTARTS', 0)
+    ):
+        raise ValueError(
+            'strategy: after each restart (MAX_RESTARTS) the run would begin '
+            f'again with {cfg.resume_from}: say --resume without a file, '
+            'which takes the latest checkpoint of the work dir'
+        )
     if backbone.get('channels_last'):
         raise ValueError(
             'strategy: FSDP cannot shard weights in channels-last memory, '
@@ -549,12 +589,7 @@ def build_runner(cfg: Config, *loops: str) -> SafeRunner | FlexibleRunner:
     """
     check_data(cfg, *loops)
     end_with_launcher()
-    for loop in loops:
-        # A picture or a mask that cannot be read is named.
-        dataloader = cfg.get(f'{loop}_dataloader')
-        _replace_type(dataloader, 'LoadImageFromFile', 'LoadImageStrict')
-        if cfg.get('default_scope') == 'mmseg':
-            _replace_type(dataloader, 'LoadAnnotations', 'LoadMaskStrict')
+    name_unreadable(cfg, *loops)
     if 'train' in loops:
         check_switches(cfg)
     sharded = 'train' in loops and cfg.get('strategy') is not None
@@ -562,8 +597,10 @@ def build_runner(cfg: Config, *loops: str) -> SafeRunner | FlexibleRunner:
         from . import fsdp  # noqa: F401 - registers it; needs PyTorch 2.6
 
         resume = cfg.get('resume_from')
+        if resume == 'auto':
+            resume, _ = find_resumable(cfg.work_dir) or (None, None)
         cfg.resume = bool(resume)
-        cfg.load_from = None if resume == 'auto' else resume or cfg.load_from
+        cfg.load_from = resume or cfg.get('load_from')
     if get_device() == 'cpu':
         adapt_to_cpu(cfg)
     runner = (FlexibleRunner if sharded else SafeRunner).from_cfg(cfg)

@@ -1,5 +1,6 @@
 """Files and folders that are written wholly or not at all."""
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -34,11 +35,13 @@ def write_file(content: bytes, path: str | os.PathLike) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise WriteError(
-            f'{path} cannot be written ({error.strerror}, '
-            f'{len(content) / 1e6:.1f} MB): what was there before is as it '
-            'was. Make room, then go on, training with --resume'
-        ) from error
+        message = (
+            f'{path} cannot be written ({error.strerror or error}, '
+            f'{len(content) / 1e6:.1f} MB): what was there before is as it was'
+        )
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            message += '. Make room, then go on, training with --resume'
+        raise WriteError(message) from error
 
 
 def remove_leftovers(folder: str | os.PathLike) -> None:

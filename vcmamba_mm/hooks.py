@@ -179,6 +179,8 @@ class CheckFiniteHook(Hook):
     The norm of all gradients shows them; it is logged as ``grad_norm``, which
     MMEngine does with ``clip_grad`` only. Every process looks, after gradients
     were averaged: all come to the same decision, whosever batch it was.
+    With ``clip_grad`` of type 'value' infinite ones are clipped before that,
+    only NaN is left.
 
     Args:
         action: 'stop' ends the run; 'skip' leaves weights, state of the

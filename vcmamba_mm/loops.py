@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from mmengine.registry import LOOPS
-from mmengine.runner import EpochBasedTrainLoop
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 from torch.utils.data import Sampler
 
@@ -27,6 +27,17 @@ class _Rest(Sampler):
         return len(self.sampler)
 
 
+def _epoch_length(runner: Runner) -> int | None:
+    """Iterations of an epoch when the checkpoint was written, if it says so.
+
+    It is known until the hooks write what is now.
+    """
+    info = runner.message_hub.runtime_info
+    if 'max_iters' in info:
+        return info['max_iters'] // info['max_epochs']
+    return None
+
+
 @LOOPS.register_module()
 class ResumableEpochLoop(EpochBasedTrainLoop):
     """MMEngine's ``EpochBasedTrainLoop`` that resumes at every iteration.
@@ -41,10 +52,9 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
     """
 
     def run(self) -> nn.Module:
-        # What the checkpoint brought, until the hooks write what is now.
-        info = self.runner.message_hub.runtime_info
-        if self._iter and 'max_iters' in info:
-            self._compare_epochs(info['max_iters'] // info['max_epochs'])
+        before = _epoch_length(self.runner)
+        if self._iter and before:
+            self._compare_epochs(before)
         return super().run()
 
     def _compare_epochs(self, before: int) -> None:
@@ -86,3 +96,25 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
             yield from self.dataloader
         finally:
             batch_sampler.sampler = sampler
+
+
+def check_start(runner: Runner) -> None:
+    """Look whether MMEngine's loop over epochs can go on where a run resumes.
+
+    Raises:
+        ResumeError: If that is within an epoch: the loop would repeat it from
+            its start, while iterations and learning rates go on.
+    """
+    loop = runner.train_loop
+    if isinstance(loop, ResumableEpochLoop) or not isinstance(
+        loop, EpochBasedTrainLoop
+    ):
+        return
+    length = _epoch_length(runner) or len(loop.dataloader)
+    if loop.iter != loop.epoch * length:
+        raise ResumeError(
+            f'the checkpoint was written within an epoch, after iteration '
+            f'{loop.iter}, and {type(loop).__name__} can only begin with a '
+            'whole one: resume from a checkpoint of the end of an epoch '
+            '(default_hooks.checkpoint.by_epoch=True writes those)'
+        )

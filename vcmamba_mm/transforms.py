@@ -17,10 +17,13 @@ class ImageReadError(OSError):
     """A picture or a mask that is missing or cannot be decoded."""
 
 
-def unreadable(path: str, what: str = 'picture') -> ImageReadError:
+def unreadable(
+    path: str, error: Exception, what: str = 'picture'
+) -> ImageReadError:
+    cause = ' '.join(f'{type(error).__name__}: {error}'.split())
     return ImageReadError(
         f'{what} {path} cannot be read (missing or corrupt): replace it or '
-        'take it out of the data set'
+        f'take it out of the data set ({cause})'
     )
 
 
@@ -38,7 +41,7 @@ class LoadImageStrict(LoadImageFromFile):
             return super().transform(results)
         # mmcv asserts, cv2 and the file client have errors of their own.
         except (AssertionError, AttributeError, cv2.error, OSError) as error:
-            raise unreadable(results['img_path']) from error
+            raise unreadable(results['img_path'], error) from error
 
 
 @TRANSFORMS.register_module()
@@ -63,7 +66,7 @@ class LoadMaskStrict(BaseTransform):
         try:
             return self.loading(results)
         except self._ERRORS as error:
-            raise unreadable(results['seg_map_path'], 'mask') from error
+            raise unreadable(results['seg_map_path'], error, 'mask') from error
 
 
 @TRANSFORMS.register_module()

@@ -85,7 +85,7 @@ class LoadRandomResizedCrop(stock.RandomResizedCrop):
             picture = open_picture(content)
             crop = picture.crop(self.rand_crop_params(picture), self.scale)
         except (OSError, DecodeError) as error:
-            raise unreadable(path) from error
+            raise unreadable(path, error) from error
         # (h, w, 3) as (1, 3, h, w) and back, without copying
         image = F.interpolate(
             torch.from_numpy(crop)[None].permute(0, 3, 1, 2),
