@@ -614,6 +614,41 @@ def test_wrong_number_of_classes(tool, pictures, tmp_path):
     assert 'the training data has 10 classes, the head 7' in error
 
 
+def test_other_classes_than_those_of_training(tool, pictures, tmp_path):
+    root = tmp_path / 'pictures'
+    shutil.copytree(pictures, root)
+    shutil.rmtree(root / 'val/0')
+    config = tmp_path / 'folders.py'
+    config.write_text(
+        f'_base_ = {str(ROOT / CLASSIFIER)!r}\n'
+        + ''.join(
+            f'{loop}_dataloader = dict(dataset=dict(_delete_=True, '
+            f"type='CustomDataset', data_root={str(root)!r}, "
+            f"data_prefix='{loop}', "
+            f'pipeline=_base_.{loop}_dataloader.dataset.pipeline))\n'
+            for loop in ('train', 'val')
+        )
+    )
+    code, error = tool('train.py', config)
+    assert code == 2
+    assert 'classes of the validation data are not those' in error
+    assert ': 0. Both need the same ones' in error
+
+
+@pytest.mark.parametrize(
+    'option, places',
+    [
+        ('data_root=x', 'train_dataloader.dataset.data_root, val_dataloader'),
+        ('data_preprocessors.std=1', "the config has no 'data_preprocessors'"),
+    ],
+)
+def test_variable_of_a_config_is_no_setting(tool, option, places):
+    code, error = tool(
+        'train.py', 'configs/vcmamba_s_8xb128_in1k.py', '--cfg-options', option
+    )
+    assert code == 2 and places in error
+
+
 def test_corrupt_picture(tool, run, pictures, tmp_path):
     root = tmp_path / 'pictures'
     shutil.copytree(pictures, root)

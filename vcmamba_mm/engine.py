@@ -21,7 +21,7 @@ from mmengine.hooks import EMAHook
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict, _ParamScheduler
-from mmengine.runner import FlexibleRunner, Runner
+from mmengine.runner import BaseLoop, FlexibleRunner, Runner
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
@@ -101,6 +101,9 @@ def one_line_errors(*errors: type[Exception]) -> Iterator[None]:
             flush=True,
         )
         sys.exit(2)
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr, flush=True)
+        sys.exit(128 + signal.SIGINT)
 
 
 # What a wrong config, path or checkpoint raises while things are set up ...
@@ -147,25 +150,58 @@ LOOP_ERRORS = (
 )
 
 
+# Top-level settings that are read, by MMEngine's runner or the tools; the
+# others are a config's own variables.
+_SETTINGS = {
+    *inspect.signature(Runner.__init__).parameters,
+    *('compile', 'strategy', 'find_unused_parameters', 'auto_scale_lr'),
+    *('custom_imports', 'tta_model', 'tta_pipeline'),
+}
+
+
+def _places(cfg: Config, name: str) -> list[str]:
+    """Where below the settings a key of this name stands."""
+    places = []
+
+    def look(value: object, path: str) -> None:
+        if isinstance(value, dict):
+            for key, its in value.items():
+                if key == name:
+                    places.append(f'{path}.{key}')
+                look(its, f'{path}.{key}')
+
+    for key, value in cfg.items():
+        if key in _SETTINGS:
+            look(value, key)
+    return places
+
+
 def load_config(args: Namespace) -> Config:
     """Read the config and merge what the command line says.
 
     Raises:
         FileNotFoundError: If there is no such config.
         ValueError: If an option of ``--cfg-options`` names a setting that
-            neither the config nor MMEngine's runner has.
+            neither the config nor MMEngine's runner has, or one that only
+            other parts of the config file use.
     """
     if not os.path.isfile(args.config):
         raise FileNotFoundError(f'config {args.config} does not exist')
     cfg = Config.fromfile(args.config)
-    known = {*cfg, 'compile', 'strategy', 'find_unused_parameters'}
-    known.update(inspect.signature(Runner.__init__).parameters)
     for option in args.cfg_options or {}:
-        if option.split('.')[0] not in known:
+        keys = option.split('.')
+        name = keys[0]
+        if name in _SETTINGS:
+            continue
+        if name not in cfg:
             raise ValueError(
-                f'--cfg-options {option}: the config has no '
-                f'{option.split(".")[0]!r}'
+                f'--cfg-options {option}: the config has no {name!r}'
             )
+        places = ', '.join(_places(cfg, keys[-1])) or 'what it is used for'
+        raise ValueError(
+            f'--cfg-options {option}: {name!r} is used inside the config file '
+            f'only, and has been: set {places}'
+        )
     cfg.merge_from_dict(args.cfg_options or {})
     cfg.launcher = args.launcher
     if args.work_dir is not None:
@@ -449,6 +485,7 @@ class SafeRunner(Runner):
         Raises:
             CheckpointError: If the file cannot be read or a key is missing,
                 left over, or of another shape.
+            SettingError: If it is tested on other classes.
         """
         # To the CPU, whatever map_location: a GPU holds the model already.
         checkpoint = read_checkpoint(filename)
@@ -459,6 +496,13 @@ class SafeRunner(Runner):
             model = model.module
         state_dict = extract_state_dict(checkpoint, filename)
         check_fit(model, state_dict, filename)
+        if isinstance(self._test_loop, BaseLoop):
+            meta = checkpoint.get('meta', {}).get('dataset_meta') or {}
+            _compare_classes(
+                tuple(meta.get('classes') or ()),
+                _classes(self.test_loop.dataloader),
+                'test',
+            )
         averages = any(isinstance(hook, EMAHook) for hook in self.hooks)
         if not (averages and 'ema_state_dict' in checkpoint):
             checkpoint['state_dict'] = state_dict
@@ -501,11 +545,32 @@ class SafeRunner(Runner):
         )
 
 
+def _classes(dataloader: DataLoader) -> tuple[str, ...]:
+    """Names of the classes of a data set, empty if it has none."""
+    metainfo = getattr(dataloader.dataset, 'metainfo', {})
+    return tuple(metainfo.get('classes') or ())
+
+
+def _compare_classes(
+    training: tuple[str, ...], others: tuple[str, ...], name: str
+) -> None:
+    """Compare names; with other names, equal numbers are other classes."""
+    if training and others and training != others:
+        differing = sorted({*training} ^ {*others})[:8]
+        raise SettingError(
+            f'the classes of the {name} data are not those of the training '
+            f'data: {", ".join(differing) or "they are in another order"}. '
+            'Both need the same ones, in the same order (for a folder for '
+            'each class: the same folders)'
+        )
+
+
 def check_classes(runner: Runner) -> None:
-    """Compare the classes of the training data with the head's.
+    """Compare the classes of the training data with the others.
 
     Raises:
-        ValueError: If their numbers differ.
+        ValueError: If the head has another number of them, or the validation
+            data has others.
     """
     model = (
         runner.model.module if is_model_wrapper(runner.model) else runner.model
@@ -515,13 +580,16 @@ def check_classes(runner: Runner) -> None:
         for name in ('head', 'decode_head', 'bbox_head')
     )
     head = next(filter(None, heads), None)
-    dataset = runner.train_loop.dataloader.dataset
-    classes = getattr(dataset, 'metainfo', {}).get('classes')
+    classes = _classes(runner.train_loop.dataloader)
     num_classes = getattr(head, 'num_classes', None)
     if classes and num_classes and len(classes) != num_classes:
         raise ValueError(
             f'the training data has {len(classes)} classes, the head '
             f'{num_classes}: set num_classes in the config'
+        )
+    if runner.val_loop is not None:
+        _compare_classes(
+            classes, _classes(runner.val_loop.dataloader), 'validation'
         )
 
 
