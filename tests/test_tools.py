@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN, ROOT
+from mmengine.runner import EpochBasedTrainLoop
 from PIL import Image
 
 from vcmamba_mm.checkpoint import read_checkpoint
@@ -633,6 +634,34 @@ def test_other_classes_than_those_of_training(tool, pictures, tmp_path):
     assert code == 2
     assert 'classes of the validation data are not those' in error
     assert ': 0. Both need the same ones' in error
+
+
+def test_interrupted_by_hand(pictures, tmp_path, monkeypatch, capfd):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(EpochBasedTrainLoop, 'run_iter', interrupt)
+    monkeypatch.chdir(ROOT)
+    options = [*data_options(pictures, 'train', 'val'), *SMALL_CLS]
+    argv = ['--work-dir', str(tmp_path), '--cfg-options', *options]
+    monkeypatch.setattr(sys, 'argv', ['train.py', str(CLASSIFIER), *argv])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path('tools/train.py', run_name='__main__')
+    assert stop.value.code == 130
+    assert capfd.readouterr().err.endswith('\ninterrupted\n')
+
+
+def test_checkpoint_is_not_tested_on_other_classes(tool, trained, pictures):
+    code, error = tool(
+        'test.py',
+        CLASSIFIER,
+        trained[0] / 'epoch_2.pth',
+        '--cfg-options',
+        *data_options(pictures, 'test'),
+        f'test_dataloader.dataset.metainfo.classes=[{",".join("abcdefghij")}]',
+    )
+    assert code == 2
+    assert 'classes of the test data are not those of the training' in error
 
 
 @pytest.mark.parametrize(
