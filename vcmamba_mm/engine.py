@@ -154,8 +154,9 @@ LOOP_ERRORS = (
 # others are a config's own variables.
 _SETTINGS = {
     *inspect.signature(Runner.__init__).parameters,
-    *('compile', 'strategy', 'find_unused_parameters', 'auto_scale_lr'),
-    *('custom_imports', 'tta_model', 'tta_pipeline'),
+    *('activation_checkpointing', 'compile', 'efficient_conv_bn_eval'),
+    *('find_unused_parameters', 'model_wrapper_cfg', 'strategy', 'sync_bn'),
+    *('auto_scale_lr', 'custom_imports', 'tta_model', 'tta_pipeline'),
 }
 
 
@@ -485,7 +486,7 @@ class SafeRunner(Runner):
         Raises:
             CheckpointError: If the file cannot be read or a key is missing,
                 left over, or of another shape.
-            SettingError: If it is tested on other classes.
+            SettingError: If the test data number the classes otherwise.
         """
         # To the CPU, whatever map_location: a GPU holds the model already.
         checkpoint = read_checkpoint(filename)
@@ -554,15 +555,19 @@ def _classes(dataloader: DataLoader) -> tuple[str, ...]:
 def _compare_classes(
     training: tuple[str, ...], others: tuple[str, ...], name: str
 ) -> None:
-    """Compare names; with other names, equal numbers are other classes."""
-    if training and others and training != others:
-        differing = sorted({*training} ^ {*others})[:8]
-        raise SettingError(
-            f'the classes of the {name} data are not those of the training '
-            f'data: {", ".join(differing) or "they are in another order"}. '
-            'Both need the same ones, in the same order (for a folder for '
-            'each class: the same folders)'
-        )
+    """Look for a class that has one number here and another one there.
+
+    Data that name their classes otherwise, or lack the last ones, are right.
+    """
+    numbers = {its: i for i, its in enumerate(training)}
+    for its, i in {its: i for i, its in enumerate(others)}.items():
+        if numbers.get(its, i) != i:
+            raise SettingError(
+                f'class {its!r} is number {i} in the {name} data, in the '
+                f'training data it is {numbers[its]}: both need the same '
+                'classes in the same order (for a folder for each class: the '
+                'same folders)'
+            )
 
 
 def check_classes(runner: Runner) -> None:
@@ -570,7 +575,7 @@ def check_classes(runner: Runner) -> None:
 
     Raises:
         ValueError: If the head has another number of them, or the validation
-            data has others.
+            data number them otherwise.
     """
     model = (
         runner.model.module if is_model_wrapper(runner.model) else runner.model
