@@ -305,9 +305,10 @@ def test_all_of_it_is_on_the_device():
     augment = BatchRandAugment(**RAND_AUGMENT | dict(policies=policies))
     erase = BatchRandomErasing(**ERASING | dict(erase_prob=1.0))
     with FakeTensorMode():
-        images = torch.empty(128, 3, 32, 32, dtype=torch.uint8, device='cuda')
+        # PyTorch 2.4 asks for a driver to index a fake CUDA tensor.
+        images = torch.empty(128, 3, 32, 32, dtype=torch.uint8, device='meta')
         changed = erase(augment(images))
-    assert changed.is_cuda and changed.dtype == torch.uint8
+    assert changed.is_meta and changed.dtype == torch.uint8
     assert changed.shape == images.shape
 
 

@@ -165,6 +165,24 @@ def test_far_translations(offset, direction):
     assert np.abs(got.astype(int) - expected).max() <= 6
 
 
+@pytest.mark.parametrize('direction', ['horizontal', 'vertical'])
+def test_no_vector_for_a_kernel(direction, monkeypatch):
+    """OpenCV 4 takes a vector for a column, OpenCV 5 for a row."""
+    shapes = []
+    filter2d = cv2.filter2D
+
+    def recorded(source, depth, kernel, **kwargs):
+        shapes.append(kernel.shape)
+        return filter2d(source, depth, kernel, **kwargs)
+
+    monkeypatch.setattr(cv2, 'filter2D', recorded)
+    (op,) = build(
+        [dict(type='Translate', magnitude=0.3, prob=1.0, direction=direction)]
+    )
+    fast_module._translate(op, scene(40, 50))
+    assert shapes == [(1, 4) if direction == 'horizontal' else (4, 1)]
+
+
 def test_operations_of_others():
     cfg = dict(num_policies=2, magnitude_level=9)
     cfg['policies'] = [dict(type='ColorJitter', brightness=0.4)]

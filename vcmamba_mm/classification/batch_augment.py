@@ -84,10 +84,20 @@ def _equalize(op: stock.Equalize, images: Tensor, _) -> Tensor:
 # --------------------------------------------------------------------- blends
 
 
-def _blend(images: Tensor, others: Tensor, magnitudes) -> Tensor:
+# OpenCV 4.11 blends float32 in float64. Later ones do it in float32, fused:
+# the weights and the second product are rounded, the first is not.
+_ONE = np.ones((1, 1), np.float32)
+_FUSED = cv2.addWeighted(_ONE, 1.3, _ONE, 1 - 1.3, 0) != 1
+_SUMMANDS = torch.float32 if _FUSED else torch.float64
+
+
+def _blend(
+    images: Tensor, others: Tensor, magnitudes, dtype=torch.float32
+) -> Tensor:
     """(1 + magnitude) * images - magnitude * others, from 0 to 255."""
     magnitudes = _on(images.device, magnitudes).view(-1, 1, 1, 1)
-    blended = images * (1 + magnitudes).float() + others * -magnitudes.float()
+    blended = images * (1 + magnitudes).to(dtype)
+    blended = blended + others * -magnitudes.to(dtype)
     return blended.float().clamp_(0, 255)
 
 
@@ -100,10 +110,9 @@ def _gray(images: Tensor) -> Tensor:
 
 def _contrast(op: stock.Contrast, images: Tensor, magnitudes) -> Tensor:
     means = _gray(images).double().mean((1, 2, 3), keepdim=True).round()
-    # OpenCV's fused sum does not round the first product; float64 neither.
     values = torch.arange(256, device=images.device, dtype=torch.float64)
-    tables = _blend(values, means.float(), magnitudes).to(torch.uint8)
-    return _look_up(images, tables[:, 0])
+    tables = _blend(values, means.to(_SUMMANDS), magnitudes, _SUMMANDS)
+    return _look_up(images, tables[:, 0].to(torch.uint8))
 
 
 def _color(op: stock.ColorTransform, images: Tensor, magnitudes) -> Tensor:

@@ -198,7 +198,8 @@ def _translate(op: stock.Translate, image: np.ndarray) -> np.ndarray:
     size = image.shape[axis]
     shift = -_magnitude(op) * size
     whole = math.floor(shift)
-    kernel = _cubic_weights(np.array(shift - whole))
+    # A column. OpenCV 4 and 5 disagree on what a vector is.
+    kernel = _cubic_weights(np.array([shift - whole]))
     # The pixels needed, [begin, end), some of them outside
     begin, end = whole - 1, whole + size + 2
     inside = slice(min(max(begin, 0), size), max(min(end, size), 0))
@@ -208,9 +209,9 @@ def _translate(op: stock.Translate, image: np.ndarray) -> np.ndarray:
     if axis:
         source = image[:, inside]
         border = (0, 0, *outside)
+        kernel = kernel.T
     else:
         source, border = image[inside], (*outside, 0, 0)
-        kernel = kernel[:, None]
     source = cv2.copyMakeBorder(
         source, *border, cv2.BORDER_CONSTANT, value=_fill(op)
     )
