@@ -32,7 +32,7 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.runner import Runner
 from torch import Tensor
 
-import vcmamba_mm.classification
+import vcmamba_mm.classification  # noqa: F401
 from vcmamba_mm.analysis.timing import (
     FULL,
     QUICK,
@@ -42,8 +42,9 @@ from vcmamba_mm.analysis.timing import (
     table,
     time_side_by_side,
 )
-from vcmamba_mm.datasets import SampleIndex, decoding
+from vcmamba_mm.datasets import decoding
 from vcmamba_mm.datasets.archives import find_files, write_lmdb, write_tar
+from vcmamba_mm.datasets.sampling import offer_seed
 from vcmamba_mm.engine import one_line_errors
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs/_base_/datasets'
@@ -142,10 +143,10 @@ def one_pass(dataset: BaseDataset, contestant: Contestant) -> Call:
     """A function that augments all the pictures once."""
 
     def call(seed: int) -> None:
-        np.random.seed(seed)  # mmpretrain's transforms have no other seed
         with without_simplejpeg(contestant):
             for i in range(len(dataset)):
-                dataset[SampleIndex(i, (seed, 0, i))]
+                with offer_seed((seed, 0, i)):
+                    dataset[i]
 
     return call
 
@@ -173,17 +174,13 @@ def check(datasets: dict[Contestant, BaseDataset]) -> dict[str, float]:
         else:
             stages = [transforms[:-3], transforms[-3:-2]]
         for i in range(min(len(dataset), 50)):
-            index = SampleIndex(i, (0, 0, i))
-            results = dataset.get_data_info(index)
-            if contestant.pipeline == STOCK:
-                # as SeedSample does, which is the first of ours
-                vcmamba_mm.SeedSample()(results)
+            results = dataset.get_data_info(i)
             images = []  # after each stage
-            for stage in stages:
-                with without_simplejpeg(contestant):
+            with offer_seed((0, 0, i)), without_simplejpeg(contestant):
+                for stage in stages:
                     for transform in stage:
                         results = transform(results)
-                images.append(results['img'].astype(int))
+                    images.append(results['img'].astype(int))
             if contestant == BASELINE:
                 expected.append(images)
             last = len(images) - 1
@@ -205,11 +202,10 @@ def time_stages(
     names = [type(t).__name__ for t in transforms]
     times = {name: [] for name in names}
     for seed in range(passes):
-        np.random.seed(seed)
         seconds = dict.fromkeys(names, 0.0)
         for i in range(len(dataset)):
-            data = dataset.get_data_info(SampleIndex(i, (seed, 0, i)))
-            with without_simplejpeg(contestant):
+            data = dataset.get_data_info(i)
+            with offer_seed((seed, 0, i)), without_simplejpeg(contestant):
                 for name, transform in zip(names, transforms):
                     begin = time.perf_counter()
                     data = transform(data)

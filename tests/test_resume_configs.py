@@ -11,7 +11,7 @@ from PIL import Image
 from test_resume import Killed, differences  # and its DieHook
 
 from vcmamba_mm.checkpoint import read_checkpoint
-from vcmamba_mm.transforms import SeedSample
+from vcmamba_mm.datasets.sampling import SeededFetch
 
 pytest.importorskip('mmpretrain')
 pytest.importorskip('mmseg')
@@ -67,7 +67,7 @@ def scenes(pictures, tmp_path_factory):
 def train(run_here, monkeypatch, tmp_path):
     """Train; return which samples of all the epochs were read."""
 
-    transform = SeedSample.transform
+    fetch = SeededFetch.__call__
     # PyTorch waits so long for each worker that ends as garbage.
     monkeypatch.setattr(
         'torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL', 0.1
@@ -76,13 +76,13 @@ def train(run_here, monkeypatch, tmp_path):
     def train(config, work_dir, *args, error=None):
         log = tmp_path / f'{config}_{next(names)}'
 
-        def noting(self, results):
-            _, epoch, place = results['sample_idx'].seed
+        def noting(self, indices):
             with open(log, 'a') as file:  # the workers' too
-                file.write(f'{20 * epoch + place}\n')
-            return transform(self, results)
+                for _, epoch, place in (index.seed for index in indices):
+                    file.write(f'{20 * epoch + place}\n')
+            return fetch(self, indices)
 
-        monkeypatch.setattr(SeedSample, 'transform', noting)
+        monkeypatch.setattr(SeededFetch, '__call__', noting)
         with pytest.raises(error) if error else nullcontext():
             output = run_here(
                 'train.py',

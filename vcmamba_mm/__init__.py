@@ -18,19 +18,14 @@ except ImportError as error:
         'mmcv)'
     ) from error
 
-from .datasets import SeededSampler
+from .datasets import SeededSampler, SeedSample
 from .hooks import AtomicCheckpointHook, CheckFiniteHook, IterSeedHook
 from .labels import CheckMasksHook
 from .loops import ResumableEpochLoop
 from .models import NormGlobalAveragePooling, VCMamba
 from .monitor import RawAndEMAHook, ThroughputHook
 from .optim import LayerDecayOptimWrapperConstructor
-from .transforms import (
-    LoadImageStrict,
-    LoadMaskStrict,
-    ReplaceUnreadable,
-    SeedSample,
-)
+from .transforms import LoadImageStrict, LoadMaskStrict, ReplaceUnreadable
 from .version import __version__
 
 __all__ = [

@@ -34,6 +34,7 @@ from .checkpoint import (
     find_resumable,
     read_checkpoint,
 )
+from .datasets.sampling import SeedError
 from .hooks import NonFiniteError
 from .labels import MaskError
 from .loops import ResumeError, check_start
@@ -144,6 +145,7 @@ LOOP_ERRORS = (
     BackendError,
     NonFiniteError,
     ResumeError,
+    SeedError,
     SettingError,
     OSError,
     ImportError,

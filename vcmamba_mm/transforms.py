@@ -1,11 +1,8 @@
-"""Reading pictures, and the randomness of what follows."""
+"""Reading pictures."""
 
 import logging
-import random
-from hashlib import blake2b
 
 import cv2
-import numpy as np
 import torch
 from mmcv.transforms import BaseTransform, Compose, LoadImageFromFile
 from mmengine.logging import print_log
@@ -128,26 +125,3 @@ class ReplaceUnreadable(BaseTransform):
                 logging.ERROR,
             )
             return None
-
-
-@TRANSFORMS.register_module()
-class SeedSample(BaseTransform):
-    """Seed Python, NumPy and PyTorch for the transforms that follow.
-
-    The seed is what ``vcmamba_mm.datasets.SeededSampler`` gave the
-    sample, so the result does not depend on the worker, on how many there are,
-    or on where a run was resumed. With other samplers nothing is seeded.
-    """
-
-    def transform(self, results: dict) -> dict:
-        index = results['sample_idx']
-        seed = getattr(index, 'seed', None)
-        if seed is not None:
-            digest = blake2b(repr(seed).encode(), digest_size=8).digest()
-            number = int.from_bytes(digest, 'little')
-            random.seed(number)
-            np.random.seed(number % 2**32)
-            # torch.manual_seed would queue something for the GPU every time.
-            torch.default_generator.manual_seed(number)
-            results['sample_idx'] = int(index)
-        return results

@@ -10,9 +10,11 @@ import torch
 from mmengine.dataset import BaseDataset, InfiniteSampler
 from mmengine.registry import DATA_SAMPLERS, DATASETS, init_default_scope
 from mmengine.runner import Runner
+from torch.utils.data import TensorDataset
 
 import vcmamba_mm.datasets.sampling as sampling
-from vcmamba_mm.datasets import SampleIndex, SeededSampler
+from vcmamba_mm.datasets import SeededSampler
+from vcmamba_mm.datasets.sampling import SampleIndex
 
 SAMPLERS = {
     'default': dict(type='DefaultSampler', shuffle=True),
@@ -49,6 +51,10 @@ def process(monkeypatch):
     return process
 
 
+def numbers(size):
+    return TensorDataset(torch.arange(size))
+
+
 def first(sampler, number=50):
     return list(islice(iter(sampler), number))
 
@@ -56,7 +62,7 @@ def first(sampler, number=50):
 @pytest.mark.parametrize('rank, world_size', [(0, 1), (1, 3), (2, 3)])
 def test_indices_are_the_samplers(cfg, process, rank, world_size):
     process(rank, world_size)
-    data = range(37)
+    data = numbers(37)
     for epoch in (0, 2):
         other = DATA_SAMPLERS.build(
             cfg, default_args=dict(dataset=data, seed=5)
@@ -73,7 +79,7 @@ def test_indices_are_the_samplers(cfg, process, rank, world_size):
 def test_skipping(cfg, process, rank, world_size, skipped):
     """The rest of an epoch is what it would have been, seeds included."""
     process(rank, world_size)
-    whole, rest = (SeededSampler(range(40), cfg, seed=3) for _ in range(2))
+    whole, rest = (SeededSampler(numbers(40), cfg, seed=3) for _ in range(2))
     for sampler in (whole, rest):
         sampler.set_epoch(4)
     rest.skip(skipped)
@@ -92,7 +98,7 @@ def test_seeds_do_not_depend_on_the_processes(cfg, process):
         seeds = {}
         for rank in range(world_size):
             process(rank, world_size)
-            sampler = SeededSampler(range(24), cfg, seed=1)
+            sampler = SeededSampler(numbers(24), cfg, seed=1)
             for index in first(sampler, 24 // world_size):
                 assert index.seed not in seeds
                 seeds[index.seed] = int(index)
@@ -103,7 +109,7 @@ def test_seeds_do_not_depend_on_the_processes(cfg, process):
 def test_seeds_differ(cfg):
     seeds = []
     for run in (0, 1):
-        sampler = SeededSampler(range(24), cfg, seed=run)
+        sampler = SeededSampler(numbers(24), cfg, seed=run)
         for epoch in (0, 1, 2):
             if cfg['type'] == 'InfiniteSampler' and epoch:
                 continue
@@ -115,7 +121,7 @@ def test_seeds_differ(cfg):
 def test_copies_of_a_picture_have_seeds_of_their_own():
     pytest.importorskip('mmpretrain.datasets')
     init_default_scope('mmpretrain')
-    sampler = SeededSampler(range(24), SAMPLERS['repeated'], seed=0)
+    sampler = SeededSampler(numbers(24), SAMPLERS['repeated'], seed=0)
     a, b, c, d = first(sampler, 4)
     assert a == b == c != d
     assert len({a.seed, b.seed, c.seed}) == 3
@@ -219,6 +225,6 @@ def test_the_iteration_loop_skips_without_reading():
 
 
 def test_negative_skip():
-    sampler = SeededSampler(range(3), SAMPLERS['default'], seed=0)
+    sampler = SeededSampler(numbers(3), SAMPLERS['default'], seed=0)
     with pytest.raises(ValueError, match='must not be negative'):
         sampler.skip(-1)

@@ -1,6 +1,6 @@
 """Data sets: archives, samplers, decoding."""
 
 from .archives import LmdbPathBackend, TarBackend
-from .sampling import SampleIndex, SeededSampler
+from .sampling import SeededSampler, SeedSample
 
-__all__ = ['LmdbPathBackend', 'SampleIndex', 'SeededSampler', 'TarBackend']
+__all__ = ['LmdbPathBackend', 'SeedSample', 'SeededSampler', 'TarBackend']

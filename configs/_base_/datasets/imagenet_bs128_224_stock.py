@@ -2,6 +2,7 @@
 _base_ = 'imagenet_bs128_224.py'
 
 train_pipeline = [
+    dict(type='SeedSample'),
     dict(type='LoadImageFromFile'),
     dict(
         type='RandomResizedCrop',
