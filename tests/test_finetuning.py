@@ -1,10 +1,7 @@
 """What the fine-tuning configs promise."""
 
 import re
-from contextlib import nullcontext
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,8 +10,7 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 
-from vcmamba_mm import CheckMasksHook, VCMamba, labels
-from vcmamba_mm.labels import MaskError
+from vcmamba_mm import VCMamba
 
 # Blocks of VCMamba-S before each stage, and before the first MDM block.
 BEFORE, FIRST_MDM, BLOCKS = (0, 4, 8, 20), 24, 28
@@ -112,42 +108,3 @@ def test_checkpoint_of_224_loads_at_384(tmp_path):
             assert value.shape[2:] == (7, 7)
             value = F.interpolate(value, (12, 12), mode='bicubic')
         assert torch.equal(own[name], value), name
-
-
-@pytest.mark.parametrize('values, told', [((0, 255), 1), ((0, 1, 255), 0)])
-def test_masks_without_a_class_are_told_of(values, told, monkeypatch):
-    lines = []
-    monkeypatch.setattr(labels, 'print_log', lambda *args: lines.append(args))
-    hook = CheckMasksHook()
-    for _ in range(2 * hook.GRACE):
-        hook._look_for_a_class(torch.tensor(values), 255)
-    assert len(lines) == told
-    assert all('nothing but 0 and 255' in line for line, *_ in lines)
-
-
-@pytest.mark.parametrize(
-    'mask, message',
-    [
-        ([[0, 1], [255, 255]], None),
-        ([[0, 7], [255, 9]], 'masks/3.png holds 7, 9, the classes are 0 to 1'),
-        ([[[0, 0, 0]], [[1, 1, 1]]], 'masks/3.png is a picture in colours'),
-    ],
-)
-def test_masks_are_checked(mask, message):
-    pytest.importorskip('mmseg')
-    from mmseg.datasets.transforms import PackSegInputs
-
-    mask = np.array(mask, dtype=np.uint8)
-    batch = PackSegInputs()(
-        dict(
-            img=np.zeros((2, 2, 3), dtype=np.uint8),
-            gt_seg_map=mask,
-            seg_fields=['gt_seg_map'],
-            seg_map_path='masks/3.png',
-        )
-    )
-    batch['data_samples'] = [batch['data_samples']]
-    head = SimpleNamespace(num_classes=2, ignore_index=255)
-    runner = SimpleNamespace(model=SimpleNamespace(decode_head=head))
-    with pytest.raises(MaskError, match=message) if message else nullcontext():
-        CheckMasksHook().before_train_iter(runner, 0, batch)

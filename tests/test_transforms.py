@@ -194,43 +194,50 @@ def test_masks_cut_anywhere(scene, log, backend):
     assert f'({end + 1} of {end + 2} pictures so far)' in text
 
 
-@pytest.mark.parametrize('scope', ['', 'mmseg.'])
-def test_stock_loading_is_replaced_in_any_scope(scope):
-    pipeline = [
-        dict(type=f'{scope}LoadImageFromFile'),
-        dict(type=f'{scope}LoadAnnotations', reduce_zero_label=True),
-        dict(type='other.LoadAnnotations'),
+def test_stock_loading_is_replaced_wherever_it_is():
+    """In any scope, by class, and below wrappers of data sets."""
+    pytest.importorskip('mmseg')
+    from mmcv.transforms import LoadImageFromFile
+    from mmseg.datasets.transforms import LoadAnnotations
+
+    kinds = [
+        ('LoadImageFromFile', 'LoadAnnotations'),
+        ('mmcv.LoadImageFromFile', 'mmseg.LoadAnnotations'),
+        (LoadImageFromFile, LoadAnnotations),
     ]
+    data = [
+        dict(pipeline=[dict(type=picture), [dict(type=mask, as_shown=True)]])
+        for picture, mask in kinds
+    ]
+    other = dict(type='other.LoadAnnotations')
+    dataset = dict(type='RepeatDataset', dataset=dict(datasets=[*data, other]))
     cfg = Config(
-        dict(
-            default_scope='mmseg',
-            train_dataloader=dict(dataset=dict(pipeline=pipeline)),
-        )
+        dict(default_scope='mmseg', train_dataloader=dict(dataset=dataset))
     )
     name_unreadable(cfg, 'train')
-    assert [step.type for step in cfg.train_dataloader.dataset.pipeline] == [
-        'LoadImageStrict',
-        'LoadMaskStrict',
-        'other.LoadAnnotations',
-    ]
+    *data, last = cfg.train_dataloader.dataset.dataset.datasets
+    assert last == other
+    for picture, (mask,) in (its.pipeline for its in data):
+        assert picture == dict(type='LoadImageStrict')
+        assert mask == dict(type='LoadMaskStrict', as_shown=True)
+    assert cfg.default_hooks.check_masks.type == 'CheckMasksHook'
 
 
 def test_what_was_raised_is_said(scene, monkeypatch):
-    """It may be a fault of the program, not of the mask."""
-    loading = TRANSFORMS.build(dict(type='LoadMaskStrict'))
+    """It may be a fault of the storage, not of the mask."""
 
-    def failing(results):
-        raise AttributeError('no attribute\n shape')
+    def failing(path, backend_args):
+        raise OSError('the disk is\n gone')
 
-    monkeypatch.setattr(loading, 'loading', failing)
+    monkeypatch.setattr('vcmamba_mm.masks.fileio.get', failing)
     with pytest.raises(ImageReadError) as caught:
-        loading(dict(scene))
-    assert str(caught.value).endswith('(AttributeError: no attribute shape)')
+        TRANSFORMS.build(dict(type='LoadMaskStrict'))(dict(scene))
+    assert str(caught.value).endswith('(OSError: the disk is gone)')
 
 
 def test_what_is_wrong_with_the_config_passes(scene):
     loading = TRANSFORMS.build(
         dict(type='LoadMaskStrict', reduce_zero_label=True)
     )
-    with pytest.raises(AssertionError, match='reduce_zero_label'):
+    with pytest.raises(ValueError, match='reduce_zero_label'):
         loading(dict(scene))

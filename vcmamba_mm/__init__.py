@@ -20,12 +20,12 @@ except ImportError as error:
 
 from .datasets import SeededSampler, SeedSample
 from .hooks import AtomicCheckpointHook, CheckFiniteHook, IterSeedHook
-from .labels import CheckMasksHook
 from .loops import ResumableEpochLoop
+from .masks import CheckMasksHook, LoadMaskStrict
 from .models import NormGlobalAveragePooling, VCMamba
 from .monitor import RawAndEMAHook, ThroughputHook
 from .optim import LayerDecayOptimWrapperConstructor
-from .transforms import LoadImageStrict, LoadMaskStrict, ReplaceUnreadable
+from .transforms import LoadImageStrict, ReplaceUnreadable
 from .version import __version__
 
 __all__ = [

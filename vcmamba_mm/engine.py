@@ -36,8 +36,8 @@ from .checkpoint import (
 )
 from .datasets.sampling import SeedError
 from .hooks import NonFiniteError
-from .labels import MaskError
 from .loops import ResumeError, check_start
+from .masks import MaskError
 from .models.vcmamba import InputSizeError
 from .ops.scan import BackendError
 from .optim import CPUAmpOptimWrapper
@@ -232,14 +232,20 @@ def check_data(cfg: Config, *loops: str) -> None:
 
 
 def name_unreadable(cfg: Config, *loops: str) -> None:
-    """Have a picture or a mask that cannot be read named, in place."""
+    """Have pictures and masks that cannot be read, or do not fit, named, in
+    place.
+    """
+    segments = cfg.get('default_scope') == 'mmseg'
     for loop in loops:
         dataloader = cfg.get(f'{loop}_dataloader')
-        loading = r'(mm\w+\.)?LoadImageFromFile'
+        loading = r'(mm[\w.]+\.)?LoadImageFromFile'
         _replace_type(dataloader, loading, 'LoadImageStrict')
-        if cfg.get('default_scope') == 'mmseg':
-            loading = r'(mmseg\.)?LoadAnnotations'
+        if segments:
+            loading = r'(mmseg\.([\w.]+\.)?)?LoadAnnotations'
             _replace_type(dataloader, loading, 'LoadMaskStrict')
+    if segments:
+        hooks = cfg.setdefault('default_hooks', ConfigDict())
+        hooks.setdefault('check_masks', dict(type='CheckMasksHook'))
 
 
 def _replace_type(cfg: ConfigDict | list, old: str, new: str) -> int:
@@ -251,7 +257,10 @@ def _replace_type(cfg: ConfigDict | list, old: str, new: str) -> int:
     if not isinstance(cfg, dict):
         return 0
     count = sum(_replace_type(value, old, new) for value in cfg.values())
-    if re.fullmatch(old, str(cfg.get('type'))):
+    kind = cfg.get('type')
+    if isinstance(kind, type):  # of a config in pure Python
+        kind = f'{kind.__module__}.{kind.__name__}'
+    if re.fullmatch(old, str(kind)):
         cfg['type'] = new
         count += 1
     return count

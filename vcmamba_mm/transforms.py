@@ -2,12 +2,15 @@
 
 import logging
 
-import cv2
+import numpy as np
 import torch
 from mmcv.transforms import BaseTransform, Compose, LoadImageFromFile
+from mmengine import fileio
 from mmengine.logging import print_log
 from mmengine.registry import TRANSFORMS
 from torch.utils.data import get_worker_info
+
+from .datasets.decoding import DecodeError, KindError, decode_image
 
 
 class ImageReadError(OSError):
@@ -17,6 +20,8 @@ class ImageReadError(OSError):
 def unreadable(
     path: str, error: Exception, what: str = 'picture'
 ) -> ImageReadError:
+    if isinstance(error, KindError):
+        return ImageReadError(f'{what} {path} {error}')
     cause = ' '.join(f'{type(error).__name__}: {error}'.split())
     return ImageReadError(
         f'{what} {path} cannot be read (missing or corrupt): replace it or '
@@ -28,42 +33,37 @@ def unreadable(
 class LoadImageStrict(LoadImageFromFile):
     """mmcv's ``LoadImageFromFile`` with one clear error.
 
+    How the picture was turned, ``turned_by``, is noted for
+    ``LoadMaskStrict``.
+
     Raises:
-        ImageReadError: If the picture is missing or cannot be decoded; it
-            names the file.
+        ImageReadError: If the picture is missing, cannot be decoded, or is of
+            a kind that is not read; it names the file.
     """
 
     def transform(self, results: dict) -> dict | None:
+        path = results['img_path']
         try:
-            return super().transform(results)
-        # mmcv asserts, cv2 and the file client have errors of their own.
-        except (AssertionError, AttributeError, cv2.error, OSError) as error:
-            raise unreadable(results['img_path'], error) from error
+            content = self._get(path)
+            image, turned = decode_image(
+                content, self.color_type, self.imdecode_backend
+            )
+        except (OSError, DecodeError) as error:
+            if self.ignore_empty:
+                return None
+            raise unreadable(path, error) from error
+        if self.to_float32:
+            image = image.astype(np.float32)
+        results['img'] = image
+        results['img_shape'] = results['ori_shape'] = image.shape[:2]
+        results['turned_by'] = turned
+        return results
 
-
-@TRANSFORMS.register_module()
-class LoadMaskStrict(BaseTransform):
-    """``LoadAnnotations`` of the project in scope, with one clear error.
-
-    Args:
-        **kwargs: As of mmseg's ``LoadAnnotations``.
-
-    Raises:
-        ImageReadError: If the mask is missing or cannot be decoded; it names
-            the file.
-    """
-
-    # Pillow's, cv2's, and what comes of None that mmcv makes of cv2's.
-    _ERRORS = (OSError, SyntaxError, ValueError, AttributeError, cv2.error)
-
-    def __init__(self, **kwargs) -> None:
-        self.loading = TRANSFORMS.build(dict(kwargs, type='LoadAnnotations'))
-
-    def transform(self, results: dict) -> dict | None:
-        try:
-            return self.loading(results)
-        except self._ERRORS as error:
-            raise unreadable(results['seg_map_path'], error, 'mask') from error
+    def _get(self, path: str) -> bytes:
+        if self.file_client_args is None:
+            return fileio.get(path, backend_args=self.backend_args)
+        client = fileio.FileClient.infer_client(self.file_client_args, path)
+        return client.get(path)
 
 
 @TRANSFORMS.register_module()

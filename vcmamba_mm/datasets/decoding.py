@@ -1,11 +1,17 @@
-"""Decoding of what a crop needs of a picture, no more."""
+"""Decoding of pictures: whole ones, or of a crop no more than it needs."""
 
+import os
 import re
+import struct
+import zlib
 from dataclasses import dataclass
+from io import BytesIO
 from typing import NamedTuple
 
 import cv2
 import numpy as np
+from mmcv.image import imfrombytes
+from PIL import Image, UnidentifiedImageError
 
 try:
     import simplejpeg
@@ -24,10 +30,176 @@ _EOI = b'\xff\xd9'
 _EXIF = b'Exif\x00\x00'
 _ORIENTATION = 0x0112
 _PPM = re.compile(rb'P6\n(\d+) (\d+)\n255\n')
+_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+_FLIPPED, _MIRRORED = (3, 4, 7, 8), (2, 3, 6, 7)
+_INVERSE = {6: 8, 8: 6}  # of orientations; the others undo themselves
+
+# What mmcv, OpenCV and Pillow raise while they look at damaged bytes.
+DECODER_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    NotImplementedError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    cv2.error,
+    struct.error,
+    zlib.error,
+)
+
+# The limit of all decoding is Pillow's, which refuses twice this number.
+if 'VCMAMBA_MM_MAX_PIXELS' in os.environ:
+    Image.MAX_IMAGE_PIXELS = int(os.environ['VCMAMBA_MM_MAX_PIXELS']) // 2
 
 
 class DecodeError(ValueError):
     """A picture that is cut off, damaged, or of no known format."""
+
+
+class KindError(DecodeError):
+    """A picture of a kind that is not read; it says what to do."""
+
+
+class Header(NamedTuple):
+    """What has to be known of a picture before decoding.
+
+    Attributes:
+        height: Rows in the file.
+        width: Columns in the file.
+        orientation: How to turn the picture, Exif's numbers; 1 is as it is.
+        format: Pillow's name of the format.
+        mode: Pillow's name of what a pixel is.
+    """
+
+    height: int
+    width: int
+    orientation: int
+    format: str
+    mode: str
+
+
+def read_header(content: bytes) -> Header | None:
+    """Look at a picture without decoding it.
+
+    Returns:
+        Header | None: None if the format is not known.
+
+    Raises:
+        DecodeError: If the header is damaged, or has more pixels than
+            ``VCMAMBA_MM_MAX_PIXELS`` in the environment allows (by default
+            twice Pillow's ``MAX_IMAGE_PIXELS``, 179 million).
+    """
+    jpeg = read_jpeg_header(content)
+    if jpeg is not None:
+        _check_size(jpeg.height, jpeg.width)
+        return Header(*jpeg[:3], 'JPEG', 'L' if jpeg.gray else 'RGB')
+    try:
+        with Image.open(BytesIO(content)) as picture:
+            width, height = picture.size
+            orientation = 1
+            # Without one, Pillow would decode a PNG in search of it.
+            if picture.format != 'PNG' or b'eXIf' in content:
+                orientation = picture.getexif().get(_ORIENTATION, 1)
+            format, mode = picture.format, picture.mode
+    except UnidentifiedImageError:
+        return None
+    except _BOMBS as error:
+        raise KindError(f'is too large ({error}){_MORE_PIXELS}') from error
+    except DECODER_ERRORS as error:
+        raise DecodeError(f'the header is damaged ({error})') from error
+    _check_size(height, width)
+    if orientation not in range(1, 9):
+        orientation = 1
+    if format == 'TIFF' and orientation > 4:  # Pillow tells the turned size
+        height, width = width, height
+    return Header(height, width, orientation, format, mode)
+
+
+_MORE_PIXELS = ': if it really is, VCMAMBA_MM_MAX_PIXELS=N in the environment'
+_MORE_PIXELS += ' allows N pixels'
+
+
+def _check_size(height: int, width: int) -> None:
+    limit = Image.MAX_IMAGE_PIXELS and 2 * Image.MAX_IMAGE_PIXELS
+    if limit and height * width > limit:
+        raise KindError(
+            f'is too large ({width} x {height} pixels, the limit is {limit})'
+            f'{_MORE_PIXELS}'
+        )
+
+
+def decode_image(
+    content: bytes, color_type: str = 'color', backend: str | None = 'cv2'
+) -> tuple[np.ndarray, int]:
+    """Decode a picture, turned as its Exif orientation says.
+
+    OpenCV and Pillow turn other formats from version to version. Here the
+    orientation of JPEG, PNG, WebP and TIFF is followed by 'color' and
+    'grayscale', and by nothing else; the backends turbojpeg and tifffile
+    know of none.
+
+    Args:
+        content: The file.
+        color_type: As of mmcv's ``imfrombytes``.
+        backend: As of mmcv's ``imfrombytes``.
+
+    Returns:
+        tuple: The picture, (height, width) or (height, width, channels), BGR,
+        and the orientation it was turned by, 1 if it is as it is stored.
+
+    Raises:
+        DecodeError: If it is cut off, damaged, or not of a kind that is read.
+    """
+    header = read_header(content)
+    turned, stored_is_turned = 1, 1
+    flag = color_type
+    if header is not None and backend in (None, 'cv2', 'pillow'):
+        if color_type in ('color', 'grayscale') and header.orientation > 1:
+            turned = header.orientation
+            flag = f'{color_type}_ignore_orientation'
+        if header.format == 'TIFF':  # those are turned whatever the flag
+            stored_is_turned = header.orientation
+        if backend == 'pillow' and color_type != 'unchanged':
+            _check_depth(header.mode.startswith(('I', 'F')), header.mode)
+    try:
+        image = imfrombytes(content, flag=flag, backend=backend)
+    except DECODER_ERRORS as error:
+        raise DecodeError(f'it cannot be decoded ({error})') from error
+    if image is None:
+        raw = _decode_or_none(content, cv2.IMREAD_UNCHANGED)
+        _check_depth(raw is not None, getattr(raw, 'dtype', None))
+        raise DecodeError('it cannot be decoded')
+    image = turn(image, _INVERSE.get(stored_is_turned, stored_is_turned))
+    size = image.shape[:2] if header is None else header[:2]
+    wrong = image.ndim not in (2, 3) or image.shape[:2] != size
+    if wrong or (color_type.startswith('color') and image.shape[2:] != (3,)):
+        raise DecodeError('it has another size than its header says')
+    return turn(image, turned), turned
+
+
+def _check_depth(wrong: bool, kind: object) -> None:
+    if wrong:
+        raise KindError(
+            f'has pixels of {kind}: save it with 8 bits for each colour'
+        )
+
+
+def turn(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn a picture as its Exif orientation says."""
+    if orientation == 1:
+        return image
+    if orientation > 4:
+        image = image.swapaxes(0, 1)
+    if orientation in _FLIPPED:
+        image = image[::-1]
+    if orientation in _MIRRORED:
+        image = image[:, ::-1]
+    return np.ascontiguousarray(image)
 
 
 class JpegHeader(NamedTuple):
@@ -41,6 +213,7 @@ class JpegHeader(NamedTuple):
         in_order: Whether all of a row comes before the next row, unlike in
             progressive files.
         subsampled: Whether colours have fewer rows than the brightness.
+        gray: Whether there is the brightness only.
     """
 
     height: int
@@ -49,6 +222,7 @@ class JpegHeader(NamedTuple):
     height_at: int
     in_order: bool
     subsampled: bool
+    gray: bool
 
 
 def read_jpeg_header(content: bytes) -> JpegHeader | None:
@@ -98,6 +272,7 @@ def read_jpeg_header(content: bytes) -> JpegHeader | None:
         # Another number of colours here means that others follow later.
         frame[1] != 0xC2 and content[at + 4] == colours,
         len(factors) > 1,
+        colours == 1,
     )
 
 
@@ -233,6 +408,7 @@ def open_picture(content: bytes) -> JpegPicture | WholePicture:
     """
     header = read_jpeg_header(content)
     if header is not None:
+        _check_size(header.height, header.width)
         return JpegPicture(content, header)
     ppm = _PPM.match(content)
     if ppm:
@@ -241,14 +417,18 @@ def open_picture(content: bytes) -> JpegPicture | WholePicture:
             raise DecodeError('it is cut off')
         image = np.frombuffer(content, np.uint8, 3 * height * width, ppm.end())
         return WholePicture(image.reshape(height, width, 3), rgb=True)
-    return WholePicture(_decode_all(content, cv2.IMREAD_COLOR))
+    return WholePicture(decode_image(content)[0])
+
+
+def _decode_or_none(content: bytes, flag: int) -> np.ndarray | None:
+    try:
+        return cv2.imdecode(np.frombuffer(content, np.uint8), flag)
+    except cv2.error:  # empty, or too large
+        return None
 
 
 def _decode_all(content: bytes, flag: int) -> np.ndarray:
-    try:
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), flag)
-    except cv2.error:  # empty, or too large
-        image = None
+    image = _decode_or_none(content, flag)
     if image is None:
         raise DecodeError('it cannot be decoded')
     return image
