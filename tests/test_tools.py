@@ -189,7 +189,7 @@ def test_test_reads_a_released_file(run, pictures, tmp_path):
         *data_options(pictures, 'test'),
     )
     assert len(mmengine.load(out)) == 20
-    assert len(list((tmp_path / 'show').glob('*.png'))) == 20
+    assert len(list((tmp_path / 'show').rglob('*.png'))) == 20
 
 
 @pytest.fixture(scope='session')

@@ -4,7 +4,6 @@ The checkpoint may be one of this project or one the authors released.
 """
 
 import argparse
-import os
 
 from mmengine.config import Config
 
@@ -55,7 +54,7 @@ def use_tta(cfg: Config) -> None:
 
 def save_predictions(cfg: Config, out: str) -> None:
     if cfg.default_scope == 'mmseg':
-        cfg.test_evaluator.update(output_dir=out, keep_results=True)
+        add_hook(cfg, type='SaveMasksHook', out_dir=out)
         return
     if not out.endswith(('.pkl', '.pickle')):
         raise ValueError(f'--out {out}: must end with .pkl')
@@ -68,17 +67,8 @@ def save_predictions(cfg: Config, out: str) -> None:
     ]
 
 
-def paint_predictions(cfg: Config, show_dir: str) -> None:
-    hook = cfg.default_hooks.visualization
-    if cfg.default_scope == 'mmseg':
-        hook.draw = True
-        cfg.visualizer.save_dir = show_dir
-    elif cfg.default_scope == 'mmdet':
-        # Relative paths would be below the work dir.
-        show_dir = os.path.abspath(show_dir)
-        hook.update(draw=True, interval=1, test_out_dir=show_dir)
-    else:
-        hook.update(enable=True, interval=1, out_dir=show_dir)
+def add_hook(cfg: Config, **hook: str) -> None:
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
 
 
 def main() -> None:
@@ -93,12 +83,12 @@ def main() -> None:
             save_predictions(cfg, args.out)
         if args.show_dir:
             if args.tta and cfg.default_scope == 'mmpretrain':
-                # mmpretrain's hook draws from one input for each picture.
+                # What mmpretrain averages is the scores, not the label.
                 raise ValueError(
                     '--show-dir and --tta cannot be combined '
                     'for a classifier: leave one out'
                 )
-            paint_predictions(cfg, args.show_dir)
+            add_hook(cfg, type='PaintHook', out_dir=args.show_dir)
         runner = build_runner(cfg, 'test')
     with one_line_errors(*LOOP_ERRORS):
         runner.test()

@@ -25,6 +25,7 @@ from .masks import CheckMasksHook, LoadMaskStrict
 from .models import NormGlobalAveragePooling, VCMamba
 from .monitor import RawAndEMAHook, ThroughputHook
 from .optim import LayerDecayOptimWrapperConstructor
+from .results import PaintHook, SaveMasksHook
 from .transforms import LoadImageStrict, ReplaceUnreadable
 from .version import __version__
 
@@ -37,9 +38,11 @@ __all__ = [
     'LoadImageStrict',
     'LoadMaskStrict',
     'NormGlobalAveragePooling',
+    'PaintHook',
     'RawAndEMAHook',
     'ReplaceUnreadable',
     'ResumableEpochLoop',
+    'SaveMasksHook',
     'SeedSample',
     'SeededSampler',
     'ThroughputHook',

@@ -1,0 +1,225 @@
+"""What was predicted of each picture of a test, as files."""
+
+import io
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
+from pathlib import Path, PurePosixPath
+from unittest import mock
+
+import mmengine.dist.utils
+import numpy as np
+from mmengine.dist import get_dist_info
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .files import write_file
+
+SHORT_EDGE = 360  # pixels at least, so that the text on it can be read
+
+
+def viewable(image: np.ndarray) -> np.ndarray:
+    """What can be shown of a picture that a transform has read.
+
+    Args:
+        image: Shape (height, width) or (height, width, channels). Of more
+            than three channels the first three, BGR, are shown, of fewer the
+            first one, in grey. Larger values than 255 are scaled to it.
+
+    Returns:
+        np.ndarray: RGB, uint8, (height, width, 3).
+    """
+    image = np.atleast_3d(image)
+    image = image[..., [2, 1, 0] if image.shape[2] > 2 else [0, 0, 0]]
+    if image.dtype != np.uint8:
+        image = image * (255 / max(255, image.max()))
+        image = image.clip(0, 255).astype(np.uint8)
+    return np.ascontiguousarray(image)
+
+
+def _parts(dataset: Dataset) -> Iterator[Dataset]:
+    """The data sets that one wraps, at any depth, or itself."""
+    inner = getattr(dataset, 'datasets', None)
+    if inner is None and hasattr(dataset, 'dataset'):
+        inner = [dataset.dataset]
+    if inner is None or hasattr(dataset, 'data_prefix'):
+        yield dataset
+    else:
+        for each in inner:
+            yield from _parts(each)
+
+
+def pictures_of(dataset: Dataset) -> dict[str, Dataset]:
+    """The paths of a data set's pictures, and of which part each is.
+
+    Args:
+        dataset: MMEngine's, or one that wraps several.
+    """
+    return {
+        path: part
+        for part in _parts(dataset)
+        if hasattr(part, 'get_data_info')
+        for i in range(len(part))
+        if (path := part.get_data_info(i).get('img_path'))
+    }
+
+
+def _steps(path: str) -> tuple[str, ...]:
+    """A path from where all begin, folder by folder."""
+    scheme, found, rest = path.partition('://')
+    if found:
+        return scheme, *PurePosixPath(os.path.normpath(rest)).parts
+    return Path(os.path.abspath(path)).parts
+
+
+def result_names(pictures: dict[str, Dataset]) -> dict[str, str]:
+    """A file for each picture, no two of the same name.
+
+    Args:
+        pictures: From ``pictures_of``.
+
+    Returns:
+        dict: By path, the path from the folder of the pictures (the
+        ``data_prefix``; of several, or where pictures lie elsewhere, the one
+        that holds all), with the ending .png. Where that would be the same
+        for two, .png follows the other ending.
+    """
+    steps = {path: _steps(path) for path in pictures}
+    folders = [parents for *parents, _ in steps.values()]
+    for part in set(pictures.values()):
+        prefixes = getattr(part, 'data_prefix', {})
+        prefix = prefixes.get('img_path') or prefixes.get('img')
+        if prefix:
+            folders.append([*_steps(prefix)])
+    levels = takewhile(lambda level: len(set(level)) == 1, zip(*folders))
+    start = len(list(levels))
+    names = {
+        path: PurePosixPath(*(step.strip('/') for step in its[start:]))
+        for path, its in steps.items()
+    }
+    counts = Counter(name.with_suffix('.png') for name in names.values())
+    for path, name in names.items():
+        png = name.with_suffix('.png')
+        names[path] = str(png if counts[png] == 1 else f'{name}.png')
+    return names
+
+
+class _ResultsHook(Hook):
+    """Write a file for each picture, in every process.
+
+    Args:
+        out_dir: Folder for them, whose names are of ``result_names``;
+            pictures that have no path are numbered.
+    """
+
+    def __init__(self, out_dir: str) -> None:
+        self.out_dir = Path(out_dir)
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        self._pictures = pictures_of(runner.test_loop.dataloader.dataset)
+        self._names = result_names(self._pictures)
+        self._count = 0  # in this process
+
+    def after_test_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: dict | None = None,
+        outputs: Sequence[BaseDataElement] | None = None,
+    ) -> None:
+        rank, world_size = get_dist_info()
+        for i, sample in enumerate(outputs):
+            number = rank + world_size * self._count
+            name = self._names.get(sample.get('img_path'), f'{number:06}.png')
+            self.write(
+                self.out_dir / name, sample, data_batch['inputs'][i], runner
+            )
+            self._count += 1
+
+    def write(
+        self,
+        path: Path,
+        sample: BaseDataElement,
+        inputs: Tensor,
+        runner: Runner,
+    ) -> None:
+        raise NotImplementedError
+
+
+@HOOKS.register_module()
+class SaveMasksHook(_ResultsHook):
+    """Save what a segmenter says of each picture of a test, as a mask.
+
+    As mmseg's ``IoUMetric(output_dir=...)`` the values are those of the
+    files: with ``reduce_zero_label`` the classes begin with 1. More than 256
+    values make it a file of 16 bits.
+
+    Args:
+        out_dir: Folder for the masks. They have the paths of the pictures
+            from the data set's ``data_prefix``, with the ending .png.
+    """
+
+    def write(
+        self,
+        path: Path,
+        sample: BaseDataElement,
+        inputs: Tensor,
+        runner: Runner,
+    ) -> None:
+        mask = sample.pred_sem_seg.data.squeeze(0).cpu().numpy()
+        if sample.get('reduce_zero_label'):
+            mask = mask + 1
+        content = io.BytesIO()
+        mask = mask.astype(np.min_scalar_type(mask.max()))
+        Image.fromarray(mask).save(content, 'PNG')
+        write_file(content.getvalue(), path)
+
+
+@HOOKS.register_module()
+class PaintHook(_ResultsHook):
+    """Paint what was predicted, and the truth, over each picture of a test.
+
+    The visualizer of mmpretrain, mmseg or mmdet paints; the pictures are read
+    as the first transform of the data set does.
+
+    Args:
+        out_dir: Folder for the PNG files. They have the paths of the pictures
+            from the data set's ``data_prefix``.
+    """
+
+    def write(
+        self,
+        path: Path,
+        sample: BaseDataElement,
+        inputs: Tensor,
+        runner: Runner,
+    ) -> None:
+        source = sample.get('img_path')
+        if source in self._pictures:
+            read = self._pictures[source].pipeline.transforms[0]
+            image = read(dict(img_path=source))['img']
+        else:
+            image = inputs.permute(1, 2, 0).cpu().numpy()
+        image = viewable(image)
+        visualizer = runner.visualizer
+        # It would do nothing in the others than the first process.
+        with mock.patch.object(
+            mmengine.dist.utils, 'is_main_process', lambda group=None: True
+        ):
+            if hasattr(visualizer, 'visualize_cls'):
+                visualizer.visualize_cls(
+                    image,
+                    sample,
+                    resize=max(SHORT_EDGE, min(image.shape[:2])),
+                    out_file=str(path),
+                )
+            else:
+                visualizer.add_datasample(
+                    path.name, image, sample, out_file=str(path)
+                )
