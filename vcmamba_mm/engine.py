@@ -37,7 +37,7 @@ from .checkpoint import (
 from .datasets.sampling import SeedError
 from .hooks import NonFiniteError
 from .loops import ResumeError, check_start
-from .masks import MaskError
+from .masks import MaskError, compare_folders
 from .models.vcmamba import InputSizeError
 from .ops.scan import BackendError
 from .optim import CPUAmpOptimWrapper
@@ -232,8 +232,8 @@ def check_data(cfg: Config, *loops: str) -> None:
 
 
 def name_unreadable(cfg: Config, *loops: str) -> None:
-    """Have pictures and masks that cannot be read, or do not fit, named, in
-    place.
+    """Have pictures and masks that cannot be read, do not fit, or are left
+    out, named, in place.
     """
     segments = cfg.get('default_scope') == 'mmseg'
     for loop in loops:
@@ -243,6 +243,11 @@ def name_unreadable(cfg: Config, *loops: str) -> None:
         if segments:
             loading = r'(mmseg\.([\w.]+\.)?)?LoadAnnotations'
             _replace_type(dataloader, loading, 'LoadMaskStrict')
+        if cfg.get('default_scope') == 'mmpretrain':
+            from . import classification  # noqa: F401 - registers it
+
+            folders = r'(mmpretrain\.([\w.]+\.)?)?CustomDataset'
+            _replace_type(dataloader, folders, 'ClassFolders')
     if segments:
         hooks = cfg.setdefault('default_hooks', ConfigDict())
         hooks.setdefault('check_masks', dict(type='CheckMasksHook'))
@@ -663,6 +668,20 @@ def check_switches(cfg: Config) -> None:
             )
 
 
+@contextmanager
+def _empty_data(key: str) -> Iterator[None]:
+    """Say what it means when MMEngine has no samples to store."""
+    try:
+        yield
+    except ValueError as error:
+        if 'need at least one array to concatenate' not in str(error):
+            raise
+        raise SettingError(
+            f'{key} finds no pictures: look at its data_root and data_prefix, '
+            "and at how files end (of mmseg's data sets img_suffix tells that)"
+        ) from error
+
+
 def build_runner(cfg: Config, *loops: str) -> SafeRunner | FlexibleRunner:
     """Build the runner, and the loops named, so that what is wrong shows now.
 
@@ -691,7 +710,9 @@ def build_runner(cfg: Config, *loops: str) -> SafeRunner | FlexibleRunner:
     for loop in loops:
         # Access builds the loop with its data set.
         if cfg.get(f'{loop}_dataloader'):
-            getattr(runner, f'{loop}_loop')
+            with _empty_data(f'{loop}_dataloader.dataset'):
+                built = getattr(runner, f'{loop}_loop')
+            compare_folders(built.dataloader.dataset)
     if 'train' in loops:
         check_classes(runner)
     return runner

@@ -16,8 +16,10 @@ from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from .datasets.decoding import DECODER_ERRORS, DecodeError, read_header
+from .datasets.endings import name_left_out
 from .transforms import unreadable
 
 IN_COLOURS = (
@@ -355,3 +357,54 @@ def _flat(samples: list) -> Iterator[BaseDataElement]:
     """One sample for each mask, which augmented testing has in a list."""
     for sample in samples:
         yield sample[0] if isinstance(sample, (list, tuple)) else sample
+
+
+def compare_folders(dataset: Dataset) -> None:
+    """Name pictures without masks, masks without pictures, and other files.
+
+    Args:
+        dataset: One with ``img_suffix`` and ``seg_map_suffix``, as mmseg's
+            ``BaseSegDataset``, also in wrappers; others are passed over.
+    """
+    for part in getattr(dataset, 'datasets', []):
+        compare_folders(part)
+    if hasattr(dataset, 'dataset'):
+        compare_folders(dataset.dataset)
+    if not hasattr(dataset, 'seg_map_suffix'):
+        return
+    images = dataset.data_prefix.get('img_path')
+    masks = dataset.data_prefix.get('seg_map_path')
+    infos = [dataset.get_data_info(i) for i in range(len(dataset))]
+    suffixes = (dataset.img_suffix, dataset.seg_map_suffix)
+    if not dataset.ann_file:
+        left_out = [p for p in _files(images) if not p.endswith(suffixes[0])]
+        if masks == images:
+            left_out = [p for p in left_out if not p.endswith(suffixes[1])]
+        why = f"pictures end in {suffixes[0]}, the data set's img_suffix"
+        name_left_out(images, left_out, why)
+    if masks is None:
+        return
+    wanted = {info['seg_map_path']: info['img_path'] for info in infos}
+    there = {fileio.join_path(masks, path) for path in _files(masks)}
+    missing = sorted(wanted.keys() - there)
+    if missing:
+        print_log(
+            f'{len(missing)} of {len(infos)} pictures have no mask, for one '
+            f'{wanted[missing[0]]}: {missing[0]} is missing',
+            'current',
+            logging.WARNING,
+        )
+    lonely = [p for p in there - wanted.keys() if p.endswith(suffixes[1])]
+    if lonely and not dataset.ann_file and masks != images:
+        print_log(
+            f'{len(lonely)} of {len(there)} masks have no picture, for one '
+            f'{min(lonely)}',
+            'current',
+            logging.WARNING,
+        )
+
+
+def _files(folder: str) -> list[str]:
+    return list(
+        fileio.list_dir_or_file(folder, list_dir=False, recursive=True)
+    )

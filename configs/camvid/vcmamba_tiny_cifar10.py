@@ -31,7 +31,7 @@ data_preprocessor = dict(
     to_rgb=True,
 )  # from BGR
 resize = dict(type='mmpretrain.Resize', scale=64, interpolation='bilinear')
-dataset = dict(type='CustomDataset', data_root='data/cifar10_small')
+dataset = dict(type='ClassFolders', data_root='data/cifar10_small')
 train_dataloader = dict(
     batch_size=50,
     num_workers=0,

@@ -28,7 +28,7 @@ train_dataloader = dict(
     collate_fn=dict(type='default_collate'),
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
-        type='CustomDataset',
+        type='ClassFolders',
         data_root='data/demo/classification',
         data_prefix='train',
         pipeline=[
@@ -44,7 +44,7 @@ val_dataloader = dict(
     collate_fn=dict(type='default_collate'),
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
-        type='CustomDataset',
+        type='ClassFolders',
         data_root='data/demo/classification',
         data_prefix='val',
         pipeline=[

@@ -13,7 +13,6 @@ from matplotlib.colors import LogNorm
 from mmengine.model import BaseModel
 from rich.progress import track
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from vcmamba_mm.analysis.figures import new_figure, write_figure
 from vcmamba_mm.analysis.pictures import load_picture, model_inputs
@@ -21,6 +20,7 @@ from vcmamba_mm.analysis.receptive_field import (
     effective_receptive_field,
     side_of_share,
 )
+from vcmamba_mm.datasets.endings import is_picture
 from vcmamba_mm.engine import SETUP_ERRORS, one_line_errors
 from vcmamba_mm.inference import get_model
 
@@ -62,7 +62,7 @@ def find_pictures(folder: str, number: int) -> list[Path]:
     found = sorted(
         path
         for path in Path(folder).rglob('*')
-        if path.suffix.lower() in IMG_EXTENSIONS
+        if is_picture(path.relative_to(folder).as_posix())
     )
     if not found:
         raise FileNotFoundError(f'there are no pictures in {folder}')

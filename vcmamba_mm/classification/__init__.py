@@ -12,7 +12,7 @@ from .batch_augment import (
     BatchRandAugment,
     BatchRandomErasing,
 )
-from .datasets import WebDataset
+from .datasets import ClassFolders, WebDataset
 from .distillation import DistilledImageClassifier
 from .head import VCMambaClsHead
 from .transforms import (
@@ -27,6 +27,7 @@ __all__ = [
     'AugmentingDataPreprocessor',
     'BatchRandAugment',
     'BatchRandomErasing',
+    'ClassFolders',
     'DistilledImageClassifier',
     'FastPackInputs',
     'FastRandAugment',

@@ -1,10 +1,86 @@
 """Data sets for classification that mmpretrain does not have."""
 
+import logging
 import posixpath
 
-from mmengine.fileio import get_file_backend
-from mmpretrain.datasets import BaseDataset
+from mmengine.fileio import BaseStorageBackend, get_file_backend
+from mmengine.logging import print_log
+from mmpretrain.datasets import BaseDataset, CustomDataset
 from mmpretrain.registry import DATASETS
+
+from ..datasets.endings import (
+    PICTURES,
+    is_hidden,
+    is_picture,
+    name_left_out,
+)
+
+
+@DATASETS.register_module()
+class ClassFolders(CustomDataset):
+    """A folder of pictures for each class, as mmpretrain's ``CustomDataset``.
+
+    What is left out is named in one line, and hidden folders are no classes.
+
+    Args:
+        extensions: Endings of pictures; case does not matter.
+        **kwargs: See mmpretrain's ``CustomDataset``.
+    """
+
+    def __init__(
+        self, *, extensions: tuple[str, ...] = PICTURES, **kwargs
+    ) -> None:
+        super().__init__(extensions=extensions, **kwargs)
+
+    def is_valid_file(self, filename: str) -> bool:
+        return is_picture(filename, self.extensions)
+
+    def _find_samples(self) -> list:
+        """List pairs of picture and class, in the order of the classes.
+
+        Raises:
+            ValueError: If there are no pictures, or other folders than
+                classes.
+        """
+        if not self.with_label:
+            return super()._find_samples()
+        backend = get_file_backend(self.img_prefix, enable_singleton=True)
+        folders = backend.list_dir_or_file(self.img_prefix, list_file=False)
+        classes = sorted(name for name in folders if not is_hidden(name))
+        self.folder_to_idx = {name: i for i, name in enumerate(classes)}
+        if self.CLASSES is None:
+            self._metainfo['classes'] = tuple(classes)
+        elif len(self.CLASSES) != len(classes):
+            raise ValueError(
+                f'{self.img_prefix} has {len(classes)} folders, the config '
+                f'names {len(self.CLASSES)} classes: each needs one'
+            )
+        samples, left_out = [], []
+        for path in backend.list_dir_or_file(
+            self.img_prefix, list_dir=False, recursive=True
+        ):
+            folder, is_inside, name = path.partition('/')
+            if is_inside and self.is_valid_file(path):
+                samples.append((folder, name))
+            else:
+                left_out.append(path)
+        endings = ' '.join(self.extensions)
+        why = f'pictures lie in folders of their classes, and end in {endings}'
+        if not samples:
+            raise ValueError(f'{self.img_prefix} has no pictures: {why}')
+        name_left_out(self.img_prefix, left_out, why)
+        empty = set(classes) - {folder for folder, _ in samples}
+        if empty:
+            print_log(
+                f'{self.img_prefix} has no pictures of '
+                f'{", ".join(sorted(empty))}',
+                'current',
+                logging.WARNING,
+            )
+        return [
+            (posixpath.join(folder, name), self.folder_to_idx[folder])
+            for folder, name in sorted(samples)
+        ]
 
 
 @DATASETS.register_module()
@@ -28,7 +104,7 @@ class WebDataset(BaseDataset):
         self,
         data_root: str,
         data_prefix: str = '',
-        extensions: tuple[str, ...] = ('.jpg', '.jpeg', '.png', '.webp'),
+        extensions: tuple[str, ...] = PICTURES,
         **kwargs,
     ) -> None:
         self.extensions = tuple(extensions)
@@ -40,7 +116,8 @@ class WebDataset(BaseDataset):
         """Pair pictures with classes.
 
         Raises:
-            ValueError: If there are no pictures, or one has no class.
+            ValueError: If there are no pictures, or one has no class, or its
+                class is no number.
         """
         backend = get_file_backend(self.img_prefix, enable_singleton=True)
         pictures, classes = {}, {}
@@ -54,9 +131,13 @@ class WebDataset(BaseDataset):
             key = posixpath.join(folder, key)
             path = backend.join_path(self.img_prefix, name)
             if extension == 'cls':
-                classes[key] = int(backend.get_text(path))
+                classes[key] = _read_number(path, backend)
             elif (dot + extension).lower() in self.extensions:
                 pictures[key] = path
+        lonely = [f'{key}.cls' for key in classes.keys() - pictures.keys()]
+        endings = ' '.join(self.extensions)
+        why = f'no picture is beside them, which would end in {endings}'
+        name_left_out(self.img_prefix, lonely, why)
         without = sorted(pictures.keys() - classes.keys())
         if not pictures or without:
             raise ValueError(
@@ -68,3 +149,13 @@ class WebDataset(BaseDataset):
             dict(img_path=path, gt_label=classes[key])
             for key, path in pictures.items()
         ]
+
+
+def _read_number(path: str, backend: BaseStorageBackend) -> int:
+    text = backend.get(path)
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ValueError(
+            f'{path} holds {text[:40]!r}, which is no number of a class'
+        ) from error

@@ -10,8 +10,8 @@ from mmcv.image import imrescale
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from ..datasets.endings import PICTURES, is_picture, name_left_out
 from ..inference import get_inferencer
 from ..transforms import ImageReadError, LoadImageStrict
 
@@ -31,14 +31,14 @@ Painter = Callable[[np.ndarray, 'DataSample | SegDataSample', str], str]
 
 def _pictures_below(folder: Path, out: Path) -> list[Path]:
     """All pictures, but for those that were painted in a folder below."""
-    found = sorted(
-        file
-        for file in folder.rglob('*')
-        if file.suffix.lower() in IMG_EXTENSIONS and file.is_file()
-    )
-    if out.resolve() == folder.resolve():
-        return found
-    return [f for f in found if out.resolve() not in f.resolve().parents]
+    files = sorted(file for file in folder.rglob('*') if file.is_file())
+    if out.resolve() != folder.resolve():
+        files = [f for f in files if out.resolve() not in f.resolve().parents]
+    names = {file: file.relative_to(folder).as_posix() for file in files}
+    left_out = [name for name in names.values() if not is_picture(name)]
+    why = f'pictures end in {" ".join(PICTURES)}'
+    name_left_out(str(folder), left_out, why)
+    return [file for file, name in names.items() if is_picture(name)]
 
 
 def find_pictures(

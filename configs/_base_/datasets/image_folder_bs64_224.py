@@ -1,7 +1,7 @@
 # One's own pictures, data_root/{train,val}/<class>/<picture>. Augmented less
 # than ImageNet, tested alike.
 _base_ = 'imagenet_bs128_224.py'
-dataset_type = 'CustomDataset'
+dataset_type = 'ClassFolders'
 data_root = 'data/my_images'
 
 train_pipeline = [
