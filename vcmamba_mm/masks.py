@@ -60,11 +60,11 @@ def read_mask(
             file.
     """
     header = read_header(content)
-    if header is not None and header.format == 'JPEG':
+    if header.format == 'JPEG':
         raise MaskError(
             f'mask {path} is a JPEG, which changes the numbers: save it as PNG'
         )
-    if header is not None and header.orientation != 1:
+    if header.orientation != 1:
         raise MaskError(
             f'mask {path} is to be turned (Exif orientation '
             f'{header.orientation}): save it without an orientation'

@@ -29,10 +29,17 @@ _SCALES = {
 _EOI = b'\xff\xd9'
 _EXIF = b'Exif\x00\x00'
 _ORIENTATION = 0x0112
-_PPM = re.compile(rb'P6\n(\d+) (\d+)\n255\n')
+_PPM = re.compile(rb'P6\n([1-9]\d*) ([1-9]\d*)\n255\n')
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 _FLIPPED, _MIRRORED = (3, 4, 7, 8), (2, 3, 6, 7)
 _INVERSE = {6: 8, 8: 6}  # of orientations; the others undo themselves
+
+_MORE_PIXELS = (
+    ': if it really is, VCMAMBA_MM_MAX_PIXELS=N in the environment allows N '
+    'pixels'
+)
+# PNG has most: a 1032th, and 8 pixels in a byte.
+_MANY_PIXELS, _MOST_PIXELS_PER_BYTE = 2**24, 10_000
 
 # What mmcv, OpenCV and Pillow raise while they look at damaged bytes.
 DECODER_ERRORS = (
@@ -83,20 +90,18 @@ class Header(NamedTuple):
     mode: str
 
 
-def read_header(content: bytes) -> Header | None:
+def read_header(content: bytes) -> Header:
     """Look at a picture without decoding it.
 
-    Returns:
-        Header | None: None if the format is not known.
-
     Raises:
-        DecodeError: If the header is damaged, or has more pixels than
-            ``VCMAMBA_MM_MAX_PIXELS`` in the environment allows (by default
-            twice Pillow's ``MAX_IMAGE_PIXELS``, 179 million).
+        DecodeError: If the format is not known, or the header is damaged, or
+            has more pixels than ``VCMAMBA_MM_MAX_PIXELS`` in the environment
+            allows (by default twice Pillow's ``MAX_IMAGE_PIXELS``, 179
+            million).
     """
     jpeg = read_jpeg_header(content)
     if jpeg is not None:
-        _check_size(jpeg.height, jpeg.width)
+        _check_size(jpeg.height, jpeg.width, len(content))
         return Header(*jpeg[:3], 'JPEG', 'L' if jpeg.gray else 'RGB')
     try:
         with Image.open(BytesIO(content)) as picture:
@@ -106,13 +111,15 @@ def read_header(content: bytes) -> Header | None:
             if picture.format != 'PNG' or b'eXIf' in content:
                 orientation = picture.getexif().get(_ORIENTATION, 1)
             format, mode = picture.format, picture.mode
-    except UnidentifiedImageError:
-        return None
+    except UnidentifiedImageError as error:
+        raise DecodeError('it cannot be decoded, nor its header') from error
     except _BOMBS as error:
         raise KindError(f'is too large ({error}){_MORE_PIXELS}') from error
     except DECODER_ERRORS as error:
         raise DecodeError(f'the header is damaged ({error})') from error
-    _check_size(height, width)
+    _check_size(height, width, len(content))
+    if format == 'PNG':
+        _check_chunks(content)
     if orientation not in range(1, 9):
         orientation = 1
     if format == 'TIFF' and orientation > 4:  # Pillow tells the turned size
@@ -120,17 +127,31 @@ def read_header(content: bytes) -> Header | None:
     return Header(height, width, orientation, format, mode)
 
 
-_MORE_PIXELS = ': if it really is, VCMAMBA_MM_MAX_PIXELS=N in the environment'
-_MORE_PIXELS += ' allows N pixels'
-
-
-def _check_size(height: int, width: int) -> None:
+def _check_size(height: int, width: int, num_bytes: int) -> None:
+    """Look whether there may be so many pixels, before they are waited for."""
     limit = Image.MAX_IMAGE_PIXELS and 2 * Image.MAX_IMAGE_PIXELS
     if limit and height * width > limit:
         raise KindError(
             f'is too large ({width} x {height} pixels, the limit is {limit})'
             f'{_MORE_PIXELS}'
         )
+    if height * width > max(_MANY_PIXELS, _MOST_PIXELS_PER_BYTE * num_bytes):
+        raise DecodeError(
+            f'{num_bytes} bytes cannot be {width} x {height} pixels'
+        )
+
+
+def _check_chunks(content: bytes) -> None:
+    """Look for chunks longer than a PNG; OpenCV makes room for any length."""
+    at = 8
+    while at < len(content):
+        length = int.from_bytes(content[at : at + 4], 'big')
+        name = content[at + 4 : at + 8]
+        at += 12 + length
+        if name == b'IEND':
+            break
+    if at > len(content):
+        raise DecodeError('it is cut off')
 
 
 def decode_image(
@@ -158,7 +179,7 @@ def decode_image(
     header = read_header(content)
     turned, stored_is_turned = 1, 1
     flag = color_type
-    if header is not None and backend in (None, 'cv2', 'pillow'):
+    if backend in (None, 'cv2', 'pillow'):
         if color_type in ('color', 'grayscale') and header.orientation > 1:
             turned = header.orientation
             flag = f'{color_type}_ignore_orientation'
@@ -175,8 +196,7 @@ def decode_image(
         _check_depth(raw is not None, getattr(raw, 'dtype', None))
         raise DecodeError('it cannot be decoded')
     image = turn(image, _INVERSE.get(stored_is_turned, stored_is_turned))
-    size = image.shape[:2] if header is None else header[:2]
-    wrong = image.ndim not in (2, 3) or image.shape[:2] != size
+    wrong = image.ndim not in (2, 3) or image.shape[:2] != header[:2]
     if wrong or (color_type.startswith('color') and image.shape[2:] != (3,)):
         raise DecodeError('it has another size than its header says')
     return turn(image, turned), turned
@@ -408,7 +428,7 @@ def open_picture(content: bytes) -> JpegPicture | WholePicture:
     """
     header = read_jpeg_header(content)
     if header is not None:
-        _check_size(header.height, header.width)
+        _check_size(header.height, header.width, len(content))
         return JpegPicture(content, header)
     ppm = _PPM.match(content)
     if ppm:
