@@ -16,9 +16,11 @@ import json
 import os
 import posixpath
 import tarfile
+import tokenize
+import zlib
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -29,6 +31,18 @@ from ..files import whole_folder, write_file
 
 _INDEX, _SHARDS = 'index.npy', 'shards.json'
 _FORMAT = 1
+# What is raised while one reads JSON and arrays of damaged bytes.
+_INDEX_ERRORS = (
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OverflowError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    tokenize.TokenError,
+)
 
 
 class ArchiveError(OSError):
@@ -52,14 +66,16 @@ class TarArchive:
 
     def __init__(self, root: str) -> None:
         self._root = Path(root)
-        described = json.loads((self._root / _SHARDS).read_text())
-        if described['format'] != _FORMAT:
+        with self._index_errors():
+            described = json.loads((self._root / _SHARDS).read_text())
+            format, self._sizes = described['format'], described['sizes']
+            num_files, checksum = described['files'], described.get('crc32')
+        if format != _FORMAT:
             raise ArchiveError(
-                f'{root} has another format ({described["format"]}) than this '
+                f'{root} has another format ({format}) than this '
                 f'version reads ({_FORMAT}): index it again'
             )
-        self._shards = list(described['sizes'])
-        for name, size in described['sizes'].items():
+        for name, size in self._sizes.items():
             path = self._root / name
             if not path.is_file() or path.stat().st_size != size:
                 raise ArchiveError(
@@ -67,15 +83,32 @@ class TarArchive:
                     'restore it, or index the folder again with '
                     f'tools/make_shards.py {root}'
                 )
-        # As an array, whose items are read faster than those of a memmap
-        self._index = np.asarray(np.load(self._root / _INDEX, mmap_mode='r'))
-        if len(self._index) != described['files']:
+        self._shards = list(self._sizes)
+        with self._index_errors():
+            mapped = np.memmap(self._root / _INDEX, np.uint8, 'r')
+            if checksum not in (None, zlib.crc32(mapped)):
+                raise ValueError('not as it was written')
+            index = np.load(self._root / _INDEX, mmap_mode='r')
+            # As an array, whose items are read faster than those of a memmap
+            self._index = np.asarray(index)
+            self._names = self._index['name']
+        if len(self._index) != num_files:
             raise ArchiveError(
                 f'{root} has an index of something else: index it again with '
                 f'tools/make_shards.py {root}'
             )
-        self._names = self._index['name']
         self._files: dict[int, int] = {}
+
+    @contextmanager
+    def _index_errors(self) -> Iterator[None]:
+        """Have one error for what a damaged index leads to."""
+        try:
+            yield
+        except _INDEX_ERRORS as error:
+            raise ArchiveError(
+                f'the index of {self._root} is damaged ({error}): index it '
+                f'again with tools/make_shards.py {self._root}'
+            ) from error
 
     def read(self, name: str) -> bytes | None:
         """Return the content of a file, None if it is not there."""
@@ -83,23 +116,25 @@ class TarArchive:
         row = bisect_left(self._names, key)
         if row == len(self._names) or self._names[row] != key:
             return None
-        _, shard, offset, size = self._index[row].item()
-        if shard not in self._files:
+        with self._index_errors():
+            _, shard, offset, size = self._index[row].item()
             path = self._root / self._shards[shard]
+            if offset + size > self._sizes[path.name]:
+                raise ValueError(f'{name} would be outside of {path.name}')
+        if shard not in self._files:
             self._files[shard] = os.open(path, os.O_RDONLY)
         # Takes no position with it, which processes that fork would share.
         content = os.pread(self._files[shard], size, offset)
         if len(content) != size:
-            raise ArchiveError(
-                f'{self._root / self._shards[shard]} is cut off'
-            )
+            raise ArchiveError(f'{path} is cut off')
         return content
 
     def names(self, begin: str) -> Iterator[str]:
         """All names from ``begin`` on, in the order of their bytes."""
-        row = bisect_left(self._names, begin.encode())
-        for name in self._names[row:]:
-            yield name.decode()
+        with self._index_errors():
+            row = bisect_left(self._names, begin.encode())
+            for name in self._names[row:]:
+                yield name.decode()
 
 
 class LmdbArchive:
@@ -110,6 +145,7 @@ class LmdbArchive:
 
     Raises:
         ImportError: If the package lmdb is not installed.
+        ArchiveError: If it is damaged, while it is read.
     """
 
     marker = 'data.mdb'
@@ -129,18 +165,36 @@ class LmdbArchive:
                 self._root, readonly=True, lock=False, readahead=False
             )
             self._process = os.getpid()
+            num_pages = self._opened.info()['last_pgno'] + 1
+            there = os.path.getsize(os.path.join(self._root, self.marker))
+            # Reading what is not there would end the process by a signal.
+            if there < num_pages * self._opened.stat()['psize']:
+                self._process = None
+                self._opened.close()
+                raise ArchiveError(f'{self._root} is cut off: make it again')
         return self._opened
+
+    @contextmanager
+    def _transaction(self) -> Iterator:
+        """Begin to read, and have one error for what damage leads to."""
+        try:
+            with self._environment.begin() as transaction:
+                yield transaction
+        except (self._lmdb.Error, UnicodeDecodeError) as error:
+            raise ArchiveError(
+                f'{self._root} is damaged ({error}): make it again'
+            ) from error
 
     def read(self, name: str) -> bytes | None:
         """Return the content of a file, None if it is not there."""
         if not name:
             return None
-        with self._environment.begin() as transaction:
+        with self._transaction() as transaction:
             return transaction.get(name.encode())
 
     def names(self, begin: str) -> Iterator[str]:
         """All names from ``begin`` on, in the order of their bytes."""
-        with self._environment.begin() as transaction:
+        with self._transaction() as transaction:
             cursor = transaction.cursor()
             if begin and not cursor.set_range(begin.encode()):
                 return
@@ -360,11 +414,13 @@ def index_tar(folder: str | os.PathLike) -> int:
                     for member in tar
                     if member.isreg() and not member.issparse()
                 ]
-        except tarfile.TarError as error:
+                end = tar.offset
+        except (tarfile.TarError, OverflowError, ValueError) as error:
             raise ArchiveError(
                 f'{path} is compressed, damaged or no tar file ({error}): '
                 'shards must be uncompressed'
             ) from error
+        _check_end(path, end)
     rows.sort()
     for (name, first, *_), (other, second, *_) in pairwise(rows):
         if name == other:
@@ -379,9 +435,26 @@ def index_tar(folder: str | os.PathLike) -> int:
     np.save(content, index)
     write_file(content.getvalue(), folder / _INDEX)
     sizes = {path.name: path.stat().st_size for path in paths}
-    described = dict(format=_FORMAT, files=len(rows), sizes=sizes)
+    described = dict(
+        format=_FORMAT,
+        files=len(rows),
+        sizes=sizes,
+        crc32=zlib.crc32(content.getvalue()),
+    )
     write_file(json.dumps(described, indent=1).encode(), folder / _SHARDS)
     return len(rows)
+
+
+def _check_end(path: Path, end: int) -> None:
+    """A damaged header, too, ends a tar file, with no word."""
+    with open(path, 'rb') as file:
+        file.seek(end)
+        for chunk in iter(lambda: file.read(2**20), b''):
+            if chunk.strip(b'\0'):
+                raise ArchiveError(
+                    f'{path} is damaged at byte {end}, or several tar files '
+                    'in one: make it again'
+                )
 
 
 def write_lmdb(
