@@ -1,14 +1,23 @@
 """Export a classifier or a segmenter: ONNX, or a program of torch.export.
 
 The file is run and compared with PyTorch before it is kept. It takes images
-(batch, 3, height, width) as float32, already normalized as the config says,
-and gives logits: (batch, classes), or (batch, classes, height, width) of a
-segmenter.
+(batch, channels, height, width) as float32, already normalized as the config
+says, and gives logits: (batch, classes), or (batch, classes, height, width) of
+a segmenter, where a binary head (out_channels=1) has one. How to get classes
+from them is printed.
 """
 
 import argparse
 
-from vcmamba_mm.deploy.export import FORMATS, ExportError, export
+import torch
+
+from vcmamba_mm.deploy.export import (
+    FORMATS,
+    MIN_OPSET,
+    TOLERANCES,
+    ExportError,
+    export,
+)
 from vcmamba_mm.engine import SETUP_ERRORS, one_line_errors
 from vcmamba_mm.inference import get_model
 from vcmamba_mm.model_zoo import load_config
@@ -52,14 +61,29 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--with-preprocessing',
         action='store_true',
-        help='take uint8 images as they are read (BGR): order of channels, '
-        'mean and std of the data preprocessor become part of the graph',
+        help='take uint8 images as they are read (three channels: BGR); order '
+        'of channels, mean and std of the data preprocessor become part of '
+        'the graph',
     )
     parser.add_argument(
         '--fuse',
         action=argparse.BooleanOptionalAction,
         default=True,
         help='fold batch norms and layer scales into convolutions',
+    )
+    parser.add_argument(
+        '--opset',
+        type=int,
+        metavar='N',
+        help=f"version of ONNX's operators, from {MIN_OPSET} on, for older "
+        'runtimes; by default the one PyTorch chooses',
+    )
+    parser.add_argument(
+        '--dtype',
+        choices=[str(t).removeprefix('torch.') for t in TOLERANCES],
+        default='float32',
+        help='what it computes in; float16 halves the file, the scan stays '
+        'float32, images and logits are the same',
     )
     args = parser.parse_args()
     if args.shape and len(args.shape) > 2:
@@ -84,10 +108,13 @@ def main() -> None:
             dynamic=args.dynamic,
             with_preprocessing=args.with_preprocessing,
             fuse=args.fuse,
+            opset=args.opset,
+            dtype=getattr(torch, args.dtype),
         )
     for images, error in report.errors.items():
         print(f'{images} differs from PyTorch by {error:.1e}')
     print(f'file      {args.out}, {report.file_size / 1e6:.1f} MB')
+    print(f'classes   {report.classes}')
     print(f'nodes     {report.num_nodes}')
     print(
         f'latency   {report.seconds * 1e3:.1f} ms, '

@@ -186,6 +186,10 @@ def test_torch_export_needs_torch_alone(classifier, tmp_path):
     )
     for file, logits in zip(files, expected):
         assert error(np.load(file), logits) < 1e-5
+    run = torch.export.load(path).module()
+    for size in [(16, 16), (64, 31)]:  # the model refuses them, too
+        with pytest.raises((AssertionError, RuntimeError), match='>= 33'):
+            run(torch.zeros(1, 3, *size))
 
 
 def test_tool(run, tmp_path):
@@ -241,12 +245,12 @@ def test_missing_onnxruntime_is_named(smallest, tmp_path, monkeypatch):
         ('model.onnx', 'x', {}, "unknown format 'x': choose one of"),
         ('model.pt2', 'onnx', {}, 'end with .onnx'),
         ('no/model.onnx', 'onnx', {}, 'no does not exist'),
-        ('model.onnx', 'onnx', dict(dynamic=True), 'from 9 x 9 pixels on'),
+        ('model.onnx', 'onnx', dict(dynamic=True), 'from 8 x 8 pixels on'),
     ],
 )
 def test_wrong_arguments(smallest, tmp_path, file, format, kwargs, message):
     with pytest.raises(ValueError, match=message):
-        export(smallest, tmp_path / file, format, (8, 64), **kwargs)
+        export(smallest, tmp_path / file, format, (7, 64), **kwargs)
 
 
 def test_other_models(smallest, tmp_path):

@@ -24,7 +24,11 @@ from ..models.mixer import MultiDirectionalMamba
 from ..ops.export_scan import export_scan
 from .fuse import check_eval_mode, fold_norms
 
-TOLERANCE = 1e-4
+# Largest difference to PyTorch in float32, relative to the largest logit, of
+# a file that computes in each type. Half precision rounds every map by up to
+# 2^-11 = 5e-4; over some hundred of them that adds up, like a random walk.
+TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2}
+MIN_OPSET = 16
 
 Run = Callable[[Tensor], Tensor]
 Shape = tuple[int, int, int, int]
@@ -42,6 +46,7 @@ class ExportReport(NamedTuple):
     num_nodes: Operators in the graph, those inside of loops included.
     seconds: Time for one image of the exported size, median.
     torch_seconds: The same of the model in PyTorch, on as many threads.
+    classes: How to get the classes from the logits, in words.
     """
 
     errors: dict[Shape, float]
@@ -49,6 +54,7 @@ class ExportReport(NamedTuple):
     num_nodes: int
     seconds: float
     torch_seconds: float
+    classes: str
 
 
 # How a data preprocessor says that it turns the channels around: mmpretrain's,
@@ -78,27 +84,32 @@ class Logits(nn.Module):
                 f'{type(model).__name__} is neither a classifier nor a '
                 'segmenter: it has no head and no decode_head'
             )
+        self.in_channels = model.backbone.stem[0].in_channels
         self.with_preprocessing = with_preprocessing
         self.training = model.training
 
     def _preprocess(self, images: Tensor) -> Tensor:
         preprocessor = self.model.data_preprocessor
         images = images.float()
-        if any(getattr(preprocessor, name, False) for name in _CONVERSIONS):
+        if self.in_channels == 3 and any(
+            getattr(preprocessor, name, False) for name in _CONVERSIONS
+        ):
             images = images.flip(1)
         if preprocessor._enable_normalize:
             images = (images - preprocessor.mean) / preprocessor.std
         return images
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of ``images``, (batch, 3, height, width).
+        """Logits of ``images``, (batch, channels, height, width), float32.
 
         (batch, classes) of a classifier, averaged over its heads; (batch,
-        classes, height, width) of a segmenter, resized to the image.
+        classes, height, width) of a segmenter, resized to the image, or
+        (batch, 1, height, width) of a binary head.
         """
         if self.with_preprocessing:
             images = self._preprocess(images)
-        logits = self.model(images, mode='tensor')
+        dtype = self.model.backbone.stem[0].weight.dtype
+        logits = self.model(images.to(dtype), mode='tensor').float()
         if not self.is_segmenter:
             return logits
         return F.interpolate(
@@ -107,6 +118,16 @@ class Logits(nn.Module):
             mode='bilinear',
             align_corners=self.model.align_corners,
         )
+
+    def classes(self) -> str:
+        """How to get the classes from the logits, in words."""
+        if self.is_segmenter and self.model.decode_head.out_channels == 1:
+            threshold = self.model.decode_head.threshold
+            return f'1 where sigmoid(logits) > {threshold}, 0 elsewhere'
+        threshold = getattr(getattr(self.model, 'head', None), 'thr', None)
+        if threshold is not None:  # several labels
+            return f'all with sigmoid(logits) >= {threshold}'
+        return 'argmax of the logits along axis 1'
 
     def example(self, *shape: int) -> Tensor:
         """Random images of the kind that it takes."""
@@ -144,44 +165,89 @@ def _free_sizes(logits: Logits) -> Logits:
     return logits
 
 
+def _convert(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give weights the type, but those of the scan and of preprocessing."""
+    preprocessing = set(model.data_preprocessor.modules())
+    for module in model.modules():
+        if module in preprocessing or isinstance(
+            module, MultiDirectionalMamba
+        ):
+            continue
+        for tensor in (
+            *module.parameters(recurse=False),
+            *module.buffers(recurse=False),
+        ):
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.to(dtype)
+
+
 def _decomposed_scan(*args) -> tuple[Tensor, Tensor]:
     *inputs, _backend, _save_states = args
+    # In float32 always, as the operator does.
+    inputs = [t.float() if isinstance(t, Tensor) else t for t in inputs]
     return export_scan(*inputs), inputs[0].new_empty(0)
 
 
-def _smallest(logits: Logits) -> int:
-    # A map of one row or column would be taken for one that stays so.
-    return logits.model.backbone.total_stride + 1
+def _decomposed_layer_norm(
+    x: Tensor,
+    shape: list[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    _cudnn_enable: bool = True,
+) -> Tensor:
+    dims = list(range(-len(shape), 0))
+    y = x.float()  # float16 would round, or overflow, in the sums
+    y = y - y.mean(dims, keepdim=True)
+    y = y / (y.pow(2).mean(dims, keepdim=True) + eps).sqrt()
+    if weight is not None:
+        y = y * weight
+    return (y if bias is None else y + bias).to(x.dtype)
 
 
 def _trace(
-    logits: Logits, shape: tuple[int, int], dynamic: bool
+    logits: Logits,
+    shape: tuple[int, int],
+    dynamic: bool,
+    with_layer_norm: bool,
 ) -> ExportedProgram:
-    dynamic_shapes = None
+    decompositions = {torch.ops.vcmamba_mm.scan.default: _decomposed_scan}
+    if not with_layer_norm:
+        layer_norm = torch.ops.aten.layer_norm.default
+        decompositions[layer_norm] = _decomposed_layer_norm
+    batch, dynamic_shapes = 1, None
     if dynamic:
         logits = _free_sizes(logits)
-        sides = dict(min=_smallest(logits))
+        # A batch of one, and a map of one row or column, would be taken for
+        # one that stays so.
+        batch, smallest = 2, logits.model.backbone.total_stride + 1
+        shape = [max(side, smallest) for side in shape]
         dynamic_shapes = {
             0: Dim('batch'),
-            2: Dim('height', **sides),
-            3: Dim('width', **sides),
+            2: Dim('height', min=smallest),
+            3: Dim('width', min=smallest),
         }
-    # A batch of one would be taken for one that stays so.
-    images = logits.example(2 if dynamic else 1, 3, *shape)
+    images = logits.example(batch, logits.in_channels, *shape)
     with torch.no_grad():
         program = torch.export.export(
             logits, (images,), dynamic_shapes=(dynamic_shapes,)
         )
-        return program.run_decompositions(
-            {torch.ops.vcmamba_mm.scan.default: _decomposed_scan}
-        )
+        return program.run_decompositions(decompositions)
 
 
-def _write_onnx(program: ExportedProgram, path: Path) -> tuple[Run, int]:
+def _write_onnx(
+    program: ExportedProgram,
+    path: Path,
+    opset: int | None,
+    smallest: int | None,
+) -> tuple[Run, int]:
     """Translate, save and load; return how to run it, and its nodes."""
     try:
+        import onnx
         import onnxruntime
         from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+        from . import onnx_graph
     except ImportError as error:
         raise ExportError(
             f'export to ONNX needs {error.name}: '
@@ -192,13 +258,37 @@ def _write_onnx(program: ExportedProgram, path: Path) -> tuple[Run, int]:
         program,
         input_names=['images'],
         output_names=['logits'],
-        dynamic_shapes=[names] if program.range_constraints else None,
+        dynamic_shapes=[names] if smallest else None,
         dynamo=True,
         verbose=False,
+        opset_version=opset and max(opset, 18),  # PyTorch writes no older one
     )
+    model = onnx_program.model
+    if opset and opset < 18:
+        onnx_graph.lower(model, opset)
+    written = model.opset_imports['']
+    if opset and written != opset:
+        raise ExportError(
+            f'PyTorch {torch.__version__} can write no opset {opset}: nothing '
+            'was kept, choose an older one'
+        )
+    if smallest:
+        onnx_graph.refuse_smaller(model, smallest)
+    onnx_graph.remove_traces(model)
     # Constants that its optimizer has folded; onnxruntime warns of them.
-    RemoveUnusedNodesPass()(onnx_program.model)
+    RemoveUnusedNodesPass()(model)
+    # The oldest that the opset goes with: older runtimes refuse newer ones.
+    model.ir_version = onnx.helper.find_min_ir_version_for(
+        [onnx.helper.make_opsetid('', written)]
+    )
     onnx_program.save(path, external_data=False)
+    try:
+        onnx.checker.check_model(path, full_check=True)
+    except onnx.checker.ValidationError as error:
+        raise ExportError(
+            f'no valid ONNX of opset {written}: nothing was kept, choose '
+            f'another opset ({str(error).splitlines()[0]})'
+        ) from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(
@@ -209,7 +299,7 @@ def _write_onnx(program: ExportedProgram, path: Path) -> tuple[Run, int]:
         (logits,) = session.run(None, dict(images=images.numpy()))
         return torch.from_numpy(logits)
 
-    return run, sum(1 for _ in onnx_program.model.graph.all_nodes())
+    return run, sum(1 for _ in model.graph.all_nodes())
 
 
 def _write_torch(program: ExportedProgram, path: Path) -> tuple[Run, int]:
@@ -225,14 +315,13 @@ def _write_torch(program: ExportedProgram, path: Path) -> tuple[Run, int]:
     return torch.export.load(path).module(), num_nodes
 
 
-# How a format is written, and how its files end.
-FORMATS = {
-    'onnx': (_write_onnx, '.onnx'),
-    'torch-export': (_write_torch, '.pt2'),
-}
+# How the files of a format end.
+FORMATS = {'onnx': '.onnx', 'torch-export': '.pt2'}
 
 
-def _compare(run: Run, logits: Logits, shape: Shape) -> float:
+def _compare(
+    run: Run, logits: Logits, shape: Shape, tolerance: float
+) -> float:
     images = logits.example(*shape)
     expected, found = logits(images), run(images)
     if found.shape != expected.shape:
@@ -241,10 +330,10 @@ def _compare(run: Run, logits: Logits, shape: Shape) -> float:
             f'{shape}, PyTorch {tuple(expected.shape)}: nothing was kept'
         )
     error = float((found - expected).abs().max() / expected.abs().max())
-    if not error <= TOLERANCE:
+    if not error <= tolerance:
         raise ExportError(
             f'the exported model differs from PyTorch by {error:.1e} of the '
-            f'largest logit for images of {shape}, {TOLERANCE:.0e} is '
+            f'largest logit for images of {shape}, {tolerance:.0e} is '
             'allowed: nothing was kept'
         )
     return error
@@ -270,6 +359,8 @@ def export(
     dynamic: bool = False,
     with_preprocessing: bool = False,
     fuse: bool = True,
+    opset: int | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> ExportReport:
     """Export a model on the CPU; keep the file only if it is right.
 
@@ -284,15 +375,21 @@ def export(
         format: 'onnx' (needs the extra ``export``) or 'torch-export' (for
             ``torch.export.load``).
         shape: Height and width in pixels.
-        dynamic: Take any batch size, height and width, from one pixel more
-            than the backbone's total stride on; otherwise one image of
-            ``shape``.
+        dynamic: Take any batch size, height and width, from the backbone's
+            total stride on ('torch-export': one pixel more), and fail at
+            smaller ones; otherwise one image of ``shape``.
         with_preprocessing: Take uint8 images, see ``Logits``.
         fuse: Fold norms, see ``fold_norms``.
+        opset: Version of ONNX's operators, from 16 on; None leaves the choice
+            to PyTorch. The older, the older the runtimes that take the file.
+        dtype: What the weights are and what it computes in, torch.float32 or
+            torch.float16; the scan and preprocessing in float32 always.
+            Images and logits are of the same types with either.
 
     Raises:
         ExportError: If the model cannot be exported, or differs from PyTorch
-            by more than 1e-4 of the largest logit; there is no new file then.
+            in float32 by more than ``TOLERANCES[dtype]`` of the largest
+            logit; there is no new file then.
         ValueError: If an argument does not fit, or ``model`` is in training
             mode.
     """
@@ -300,8 +397,16 @@ def export(
         raise ValueError(
             f'unknown format {format!r}: choose one of {tuple(FORMATS)}'
         )
-    write, suffix = FORMATS[format]
-    path = Path(path)
+    if dtype not in TOLERANCES:
+        raise ValueError(
+            f'unknown dtype {dtype}: choose one of {tuple(TOLERANCES)}'
+        )
+    if opset is not None and (format != 'onnx' or opset < MIN_OPSET):
+        raise ValueError(
+            f'opset is for the format onnx, from {MIN_OPSET} on, got {opset} '
+            f'for {format}'
+        )
+    path, suffix = Path(path), FORMATS[format]
     if path.suffix != suffix:
         raise ValueError(
             f'{path}: files of the format {format} end with {suffix}'
@@ -310,20 +415,21 @@ def export(
         raise ValueError(f'folder {path.parent} does not exist')
     logits = Logits(model, with_preprocessing)
     check_eval_mode(logits)
-    smallest = _smallest(logits)
+    smallest = model.backbone.total_stride + (format == 'torch-export')
     if dynamic and min(shape) < smallest:
         raise ValueError(
             f'a dynamic model takes images from {smallest} x {smallest} '
             f'pixels on, got {shape[0]} x {shape[1]}'
         )
     height, width = shape
-    shapes = [(1, 3, height, width)]
+    sizes = [(1, height, width)]
     if dynamic:
-        shapes += [
-            (3, 3, smallest, smallest + 40),
-            (2, 3, height + 17, max(smallest, width // 2)),
-            (1, 3, max(smallest, height // 2), width + 60),
+        sizes += [
+            (3, smallest, smallest + 40),
+            (2, height + 17, max(smallest, width // 2)),
+            (1, max(smallest, height // 2), width + 60),
         ]
+    shapes = [(batch, logits.in_channels, *size) for batch, *size in sizes]
 
     exported = Logits(copy.deepcopy(model), with_preprocessing)
     for module in exported.modules():
@@ -331,11 +437,19 @@ def export(
             module.backend = 'torch'  # the operator that is decomposed
     if fuse:
         fold_norms(exported)
+    _convert(exported.model, dtype)
     unchecked = path.with_name(f'{path.stem}.unchecked{suffix}')
     try:
-        program = _trace(exported, shape, dynamic)
-        run, num_nodes = write(program, unchecked)
-        errors = {s: _compare(run, logits, s) for s in shapes}
+        with_layer_norm = opset is None or opset >= 17
+        program = _trace(exported, shape, dynamic, with_layer_norm)
+        if format == 'onnx':
+            run, num_nodes = _write_onnx(
+                program, unchecked, opset, smallest if dynamic else None
+            )
+        else:
+            run, num_nodes = _write_torch(program, unchecked)
+        tolerance = TOLERANCES[dtype]
+        errors = {s: _compare(run, logits, s, tolerance) for s in shapes}
         os.replace(unchecked, path)
     finally:
         unchecked.unlink(missing_ok=True)
@@ -345,4 +459,5 @@ def export(
         path.stat().st_size,
         num_nodes,
         *_median_seconds(run, logits, images=images),
+        logits.classes(),
     )
