@@ -241,10 +241,13 @@ _STORED = (
 
 
 def _alike(shape: tuple[int, int], size: tuple[int, int]) -> bool:
-    """Whether one is the other scaled, up to one pixel."""
-    least = max((a - 1) / b for a, b in zip(shape, size))
-    most = min((a + 1) / b for a, b in zip(shape, size))
-    return tuple(shape) == tuple(size) or least < most
+    """Whether one is the other scaled, rounded down, to the nearest, or up."""
+    pairs = list(zip(shape, size))
+    return any(
+        max((a - below) / b for a, b in pairs)
+        <= min((a + 1 - below) / b for a, b in pairs)
+        for below in (0, 0.5, 1)
+    )
 
 
 @HOOKS.register_module()

@@ -41,6 +41,8 @@ class LoadImageStrict(LoadImageFromFile):
             a kind that is not read; it names the file.
     """
 
+    _told = False  # of pictures that are nearly black
+
     def transform(self, results: dict) -> dict | None:
         path = results['img_path']
         try:
@@ -52,12 +54,30 @@ class LoadImageStrict(LoadImageFromFile):
             if self.ignore_empty:
                 return None
             raise unreadable(path, error) from error
+        self._look_for_few_bits(image, content, path)
         if self.to_float32:
             image = image.astype(np.float32)
         results['img'] = image
         results['img_shape'] = results['ori_shape'] = image.shape[:2]
         results['turned_by'] = turned
         return results
+
+    def _look_for_few_bits(
+        self, image: np.ndarray, content: bytes, path: str
+    ) -> None:
+        """Say once if 12 of 16 bits are used, of which 8 are taken."""
+        if self._told or image.dtype != np.uint8 or image.max() >= 16:
+            return
+        stored, _ = decode_image(content, 'unchanged', self.imdecode_backend)
+        if stored.dtype == np.uint16:
+            LoadImageStrict._told = True
+            print_log(
+                f'picture {path} is nearly black, since only its upper 8 bits '
+                f'of 16 are taken, and its largest value is {stored.max()}: '
+                'multiply the values',
+                'current',
+                logging.WARNING,
+            )
 
     def _get(self, path: str) -> bytes:
         if self.file_client_args is None:
