@@ -20,7 +20,6 @@ from vcmamba_mm.results import (
     SaveMasksHook,
     pictures_of,
     result_names,
-    viewable,
 )
 
 pytest.importorskip('mmpretrain')
@@ -74,19 +73,6 @@ def test_names_of_several_parts():
     assert names(outside) == ['val/1.png', 'other/1.png']
     mixed = [Pictures('tar://x/val', '1.jpg'), Pictures('/x/val', '1.jpg')]
     assert names(ConcatDataset(mixed)) == ['tar/x/val/1.png', 'x/val/1.png']
-
-
-def test_what_can_be_shown():
-    bgr = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
-    assert np.array_equal(viewable(bgr), bgr[..., ::-1])
-    bgra = np.concatenate([bgr, bgr[..., :1]], 2)
-    assert np.array_equal(viewable(bgra), bgr[..., ::-1])
-    for grey in (bgr[..., 0], bgr[..., :1].astype(np.float32)):
-        shown = viewable(grey)
-        assert shown.dtype == np.uint8
-        assert np.array_equal(shown, np.stack([bgr[..., 0]] * 3, 2))
-    twelve_bits = np.array([[0, 4095]], np.uint16)
-    assert viewable(twelve_bits)[0, :, 0].tolist() == [0, 255]
 
 
 # --------------------------------------------------------------- in testing

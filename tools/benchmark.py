@@ -11,7 +11,11 @@ import torch
 from matplotlib.ticker import LogLocator
 from mmengine.fileio import dump
 
-from vcmamba_mm.analysis.complexity import build_model, model_complexity
+from vcmamba_mm.analysis.complexity import (
+    build_model,
+    input_channels,
+    model_complexity,
+)
 from vcmamba_mm.analysis.figures import new_figure, write_figure
 from vcmamba_mm.analysis.resolution import SizeTiming, time_against_size
 from vcmamba_mm.analysis.timing import FULL, QUICK, digits, table
@@ -117,6 +121,7 @@ def main() -> None:
             args.batch_size,
             args.device,
             getattr(torch, args.dtype),
+            input_channels(model),
             **(QUICK if args.quick else FULL),
         )
     macs = [model_complexity(model, shape)['total'].macs for shape in shapes]

@@ -28,6 +28,7 @@ from vcmamba_mm.engine import (
     load_config,
     one_line_errors,
 )
+from vcmamba_mm.pictures import viewable
 
 SMALLEST = 160  # pixels on a side; smaller pictures are enlarged
 LINE = 12  # height of a line of text
@@ -70,15 +71,17 @@ def parse_args() -> argparse.Namespace:
 def to_pixels(
     inputs: Tensor, preprocessor: BaseDataPreprocessor
 ) -> np.ndarray:
-    """Undo the normalization: (n, 3, h, w) to (n, h, w, 3), RGB, uint8."""
+    """Undo the normalization: (n, channels, h, w) to (n, h, w, 3), RGB."""
     inputs = inputs.detach().cpu()
     if getattr(preprocessor, '_enable_normalize', False):
         inputs = inputs * preprocessor.std + preprocessor.mean
-    pixels = inputs.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    pixels = inputs.round().permute(0, 2, 3, 1).numpy()
     converted = getattr(preprocessor, 'to_rgb', False) or getattr(
         preprocessor, '_channel_conversion', False
     )
-    return pixels if converted else pixels[..., ::-1]
+    if converted and pixels.shape[3] == 3:
+        pixels = pixels[..., ::-1]
+    return np.stack([viewable(picture) for picture in pixels])
 
 
 def describe(sample: BaseDataElement, classes: tuple[str, ...]) -> list[str]:

@@ -1,8 +1,9 @@
 """Models and inferencers from names and checkpoints.
 
-The models are mmpretrain's and mmseg's, and so are the inferencers; here they
-get their config by name and their weights safely, wholly or not at all, also
-from the authors' released files.
+The models are mmpretrain's and mmseg's, and so are the inferencers, but that
+they read pictures as the test does; here they get their config by name and
+their weights safely, wholly or not at all, also from the authors' released
+files.
 """
 
 import warnings
@@ -16,10 +17,11 @@ from mmengine.registry import DATASETS
 
 from .checkpoint import check_fit, extract_state_dict, read_checkpoint
 from .model_zoo import load_config
+from .pictures import tested_dataset
 
 if TYPE_CHECKING:
-    from mmpretrain import ImageClassificationInferencer
-    from mmseg.apis import MMSegInferencer
+    from .classification.inferencer import ClassificationInferencer
+    from .segmentation import SegmentationInferencer
 
 SCOPES = ('mmpretrain', 'mmseg')
 
@@ -38,8 +40,10 @@ def _config_meta(cfg: Config) -> dict:
     """Classes and palette of the config's test data, without reading it."""
     if 'test_dataloader' not in cfg:
         return {}
-    dataset = cfg.test_dataloader.dataset
-    cls = DATASETS.get(f'{_scope(cfg)}.{dataset.type}')
+    dataset = tested_dataset(cfg)
+    cls = dataset.type
+    if isinstance(cls, str):
+        cls = DATASETS.get(f'{_scope(cfg)}.{cls}')
     return {**cls.METAINFO, **dataset.get('metainfo', {})}
 
 
@@ -99,8 +103,8 @@ def get_inferencer(
     model: str | Path | Config,
     checkpoint: str | Path | None = None,
     device: str | None = None,
-) -> 'ImageClassificationInferencer | MMSegInferencer':
-    """Build mmpretrain's or mmseg's inferencer.
+) -> 'ClassificationInferencer | SegmentationInferencer':
+    """Build mmpretrain's or mmseg's inferencer, with the test's pipeline.
 
     Args and errors: as ``get_model``.
 
@@ -112,16 +116,14 @@ def get_inferencer(
     cfg = load_config(model)
     device = device or get_device()
     if _scope(cfg) == 'mmpretrain':
-        from mmpretrain import ImageClassificationInferencer
+        from .classification.inferencer import ClassificationInferencer
 
-        return ImageClassificationInferencer(
-            get_model(cfg, checkpoint, device)
-        )
-    from mmseg.apis import MMSegInferencer
+        return ClassificationInferencer(get_model(cfg, checkpoint, device))
+    from .segmentation import SegmentationInferencer
 
     with warnings.catch_warnings():
         # that it has no weights, and takes the classes of Cityscapes
         warnings.filterwarnings('ignore', '.*(not loaded|weights is None)')
-        inferencer = MMSegInferencer(cfg, device=device)
+        inferencer = SegmentationInferencer(cfg, device=device)
     _load(inferencer.model, cfg, checkpoint)
     return inferencer

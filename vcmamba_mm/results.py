@@ -20,27 +20,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .files import write_file
+from .pictures import viewable
 
 SHORT_EDGE = 360  # pixels at least, so that the text on it can be read
-
-
-def viewable(image: np.ndarray) -> np.ndarray:
-    """What can be shown of a picture that a transform has read.
-
-    Args:
-        image: Shape (height, width) or (height, width, channels). Of more
-            than three channels the first three, BGR, are shown, of fewer the
-            first one, in grey. Larger values than 255 are scaled to it.
-
-    Returns:
-        np.ndarray: RGB, uint8, (height, width, 3).
-    """
-    image = np.atleast_3d(image)
-    image = image[..., [2, 1, 0] if image.shape[2] > 2 else [0, 0, 0]]
-    if image.dtype != np.uint8:
-        image = image * (255 / max(255, image.max()))
-        image = image.clip(0, 255).astype(np.uint8)
-    return np.ascontiguousarray(image)
 
 
 def _parts(dataset: Dataset) -> Iterator[Dataset]:

@@ -14,6 +14,8 @@ from vcmamba_mm.analysis.pictures import (
 )
 from vcmamba_mm.engine import SETUP_ERRORS, one_line_errors
 from vcmamba_mm.inference import get_model
+from vcmamba_mm.model_zoo import load_config
+from vcmamba_mm.pictures import build_reading, viewable
 
 
 def parse_args() -> argparse.Namespace:
@@ -54,14 +56,17 @@ def half_share(cam: np.ndarray) -> float:
 def main() -> None:
     args = parse_args()
     with one_line_errors(*SETUP_ERRORS):
-        model = get_model(args.model, args.checkpoint)
+        cfg = load_config(args.model)
+        model = get_model(cfg, args.checkpoint)
         size = args.size or trained_size(model)
-        pictures = [load_picture(path, size) for path in args.pictures]
+        read = build_reading(cfg)
+        pictures = [load_picture(path, size, read) for path in args.pictures]
         if not model.with_head:
             raise ValueError(f'{args.model} is not a classifier')
         inputs = model_inputs(model, pictures)
         with torch.no_grad():
-            scores = model(inputs).softmax(1)
+            predictions = model(inputs, mode='predict')
+            scores = torch.stack([p.pred_score for p in predictions])
         if args.label is None:
             labels = scores.argmax(1).tolist()
         elif 0 <= args.label < scores.shape[1]:
@@ -83,7 +88,7 @@ def main() -> None:
             f'{str(names[k]).partition(",")[0]} {score[k]:.0%}'
             for k, score in zip(labels, scores)
         ]
-        draw(pictures, titles, cams, args.out)
+        draw([viewable(p) for p in pictures], titles, cams, args.out)
     last, maps = list(cams.items())[-1]
     for path, title, cam in zip(args.pictures, titles, maps):
         row, column = np.unravel_index(cam.argmax(), cam.shape)

@@ -23,6 +23,8 @@ from vcmamba_mm.analysis.receptive_field import (
 from vcmamba_mm.datasets.endings import is_picture
 from vcmamba_mm.engine import SETUP_ERRORS, one_line_errors
 from vcmamba_mm.inference import get_model
+from vcmamba_mm.model_zoo import load_config
+from vcmamba_mm.pictures import build_reading
 
 LEAST = 1e-3  # end of the colour scale
 SHARE = 0.5  # of the gradient, for the sentence
@@ -112,12 +114,14 @@ def main() -> None:
     args = parse_args()
     with one_line_errors(*SETUP_ERRORS):
         paths = find_pictures(args.pictures, args.max_pictures)
-        pictures = [load_picture(path, args.size) for path in paths]
+        cfg = load_config(args.config)
+        read = build_reading(cfg)
+        pictures = [load_picture(path, args.size, read) for path in paths]
         torch.manual_seed(args.seed)
         # Their constructors give all layers the weights training begins with.
-        rows = {'before training': fields(get_model(args.config), pictures)}
+        rows = {'before training': fields(get_model(cfg), pictures)}
         if args.checkpoint:
-            trained = get_model(args.config, args.checkpoint)
+            trained = get_model(cfg, args.checkpoint)
             rows['after training'] = fields(trained, pictures)
         draw(rows, args.out)
     sides = [side_of_share(maps[-1], SHARE) for maps in rows.values()]

@@ -28,7 +28,10 @@ from vcmamba_mm.analysis.scan_maps import (
 )
 from vcmamba_mm.engine import SETUP_ERRORS, one_line_errors
 from vcmamba_mm.inference import get_model
+from vcmamba_mm.model_zoo import load_config
 from vcmamba_mm.ops.scan_paths import NUM_PATHS, scan_paths
+from vcmamba_mm.pictures import build_reading, viewable
+from vcmamba_mm.transforms import LoadImageStrict
 
 NAMES = (
     '1: along the rows',
@@ -201,13 +204,17 @@ def main() -> None:
     args = parse_args()
     with one_line_errors(*SETUP_ERRORS):
         if args.command == 'paths':
-            picture = load_picture(args.picture, args.size or 224)
+            picture = viewable(
+                load_picture(args.picture, args.size or 224, LoadImageStrict())
+            )
             sentence = draw_paths(picture, args.stride, args.out)
         else:
-            model = get_model(args.model, args.checkpoint)
+            cfg = load_config(args.model)
+            model = get_model(cfg, args.checkpoint)
             size = args.size or trained_size(model)
-            picture = load_picture(args.picture, size)
+            picture = load_picture(args.picture, size, build_reading(cfg))
             inputs = model_inputs(model, [picture])
+            picture = viewable(picture)
             scan = record_scan(model.backbone, inputs, args.layer)
             if args.command == 'activations':
                 sentence = draw_activations(picture, scan, args.out)

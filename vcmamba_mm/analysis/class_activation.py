@@ -39,7 +39,7 @@ def class_activation_map(
 
     Args:
         model: A classifier.
-        inputs: Normalized pictures, (batch, 3, height, width).
+        inputs: Normalized pictures, (batch, channels, height, width).
         labels: The class of each picture.
         stage: From 1.
         method: One of ``METHODS``.

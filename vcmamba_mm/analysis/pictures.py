@@ -1,5 +1,6 @@
 """Pictures for the analysis: as one sees them, and as a model does."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,6 @@ import torch
 from mmcv.image import imrescale
 from mmengine.model import BaseModel
 from torch import Tensor
-
-from ..transforms import LoadImageStrict
 
 
 def trained_size(model: BaseModel) -> int:
@@ -19,22 +18,32 @@ def trained_size(model: BaseModel) -> int:
     return backbone.pos_embed.shape[2] * backbone.total_stride
 
 
-def load_picture(path: str | Path, size: int) -> np.ndarray:
+def load_picture(
+    path: str | Path, size: int, read: Callable[[dict], dict]
+) -> np.ndarray:
     """Read a picture, resized to ``size`` pixels and cropped to a square.
 
+    Args:
+        path: Of the picture.
+        size: Height and width in pixels.
+        read: What reads it, see ``vcmamba_mm.pictures.build_reading``.
+
     Returns:
-        np.ndarray: RGB, uint8, shape (size, size, 3).
+        np.ndarray: (size, size, channels), as it is read, most often BGR;
+        ``vcmamba_mm.pictures.viewable`` makes it one that can be shown.
 
     Raises:
         ImageReadError: If it is missing or cannot be decoded.
     """
-    image = LoadImageStrict().transform(dict(img_path=str(path)))['img']
+    image = read(dict(img_path=str(path)))['img']
     height, width = image.shape[:2]
     # The short side becomes ``size``, the long one what it then is.
     longest = max(size, round(size * max(height, width) / min(height, width)))
-    image = imrescale(image, (longest, size), interpolation='area')
+    image = np.atleast_3d(
+        imrescale(image, (longest, size), interpolation='area')
+    )
     top, left = ((n - size) // 2 for n in image.shape[:2])
-    return image[top : top + size, left : left + size, ::-1].copy()
+    return image[top : top + size, left : left + size].copy()
 
 
 def model_inputs(model: BaseModel, pictures: list[np.ndarray]) -> Tensor:
@@ -45,11 +54,8 @@ def model_inputs(model: BaseModel, pictures: list[np.ndarray]) -> Tensor:
         pictures: From ``load_picture``, all of one size.
 
     Returns:
-        Tensor: On the model's device, (pictures, 3, size, size).
+        Tensor: On the model's device, (pictures, channels, size, size).
     """
-    bgr = [
-        torch.from_numpy(p[..., ::-1].copy()).permute(2, 0, 1)
-        for p in pictures
-    ]
-    inputs = model.data_preprocessor(dict(inputs=bgr))['inputs']
+    images = [torch.from_numpy(p).permute(2, 0, 1) for p in pictures]
+    inputs = model.data_preprocessor(dict(inputs=images))['inputs']
     return inputs if isinstance(inputs, Tensor) else torch.stack(inputs)

@@ -18,8 +18,8 @@ def effective_receptive_field(
 
     Args:
         backbone: In eval mode, so that pictures do not depend on each other.
-        batches: Normalized pictures, (batch, 3, height, width), all of one
-            size.
+        batches: Normalized pictures, (batch, channels, height, width), all of
+            one size.
         stage: Index into the maps that the backbone returns.
 
     Returns:

@@ -45,6 +45,7 @@ def time_against_size(
     batch_size: int,
     device: str,
     dtype: torch.dtype = torch.float32,
+    channels: int = 3,
     **rules: float,
 ) -> list[SizeTiming]:
     """Time inference at several sizes, all of them in turns.
@@ -58,6 +59,7 @@ def time_against_size(
         batch_size: Pictures of a batch of the first shape.
         device: 'cpu' or 'cuda'.
         dtype: Other than float32: that of autocast.
+        channels: Of a picture.
         **rules: ``rounds``, ``warm_ups`` and ``sample_seconds`` of
             ``vcmamba_mm.analysis.timing.time_side_by_side``.
     """
@@ -70,7 +72,7 @@ def time_against_size(
 
     def call(number: int, shape: tuple[int, int]) -> Call:
         inputs = [
-            torch.randn(number, 3, *shape, device=device)
+            torch.randn(number, channels, *shape, device=device)
             for _ in range(BUFFERS)
         ]
         return lambda i: model(inputs[i], mode='tensor')

@@ -53,7 +53,7 @@ def record_scan(model: nn.Module, inputs: Tensor, layer: int = -1) -> Scan:
 
     Args:
         model: Backbone, in eval mode.
-        inputs: Normalized pictures, (batch, 3, height, width).
+        inputs: Normalized pictures, (batch, channels, height, width).
         layer: Which of the model's mixers; negative ones count from the end.
 
     Raises:

@@ -9,23 +9,25 @@ import torch.nn.functional as F
 from mmcv.image import imrescale
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor
 
 from ..datasets.endings import PICTURES, is_picture, name_left_out
 from ..inference import get_inferencer
-from ..transforms import ImageReadError, LoadImageStrict
+from ..model_zoo import load_config
+from ..pictures import build_reading, viewable
+from ..results import SHORT_EDGE
+from ..transforms import ImageReadError
 
 if TYPE_CHECKING:
-    from mmpretrain import ImageClassificationInferencer
     from mmpretrain.structures import DataSample
-    from mmseg.apis import MMSegInferencer
     from mmseg.structures import SegDataSample
 
-SHORT_EDGE = 360  # pixels at least, so that the text on it can be read
+    from ..classification.inferencer import ClassificationInferencer
+    from ..segmentation import SegmentationInferencer
+
 OPACITY = 0.6  # of masks
 NUM_LISTED = 3  # classes
 
-# Paints a picture (BGR) and what was predicted of it into a file; says it too.
+# Paints a picture (RGB) and what was predicted of it into a file; says it too.
 Painter = Callable[[np.ndarray, 'DataSample | SegDataSample', str], str]
 
 
@@ -81,8 +83,10 @@ def find_pictures(
     return [(source, target) for target, source in pairs.items()]
 
 
-def _classes_painter(inferencer: 'ImageClassificationInferencer') -> Painter:
+def _classes_painter(inferencer: 'ClassificationInferencer') -> Painter:
     from mmpretrain.visualization import UniversalVisualizer
+
+    from ..classification.inferencer import predicted_classes
 
     visualizer = UniversalVisualizer()
     # Of an ImageNet class the first of its names.
@@ -92,20 +96,23 @@ def _classes_painter(inferencer: 'ImageClassificationInferencer') -> Painter:
 
     def paint(image: np.ndarray, sample: 'DataSample', out_file: str) -> str:
         visualizer.visualize_cls(
-            image[..., ::-1],
+            image,
             sample,
             classes=classes,
             draw_gt=False,
             resize=max(SHORT_EDGE, min(image.shape[:2])),
             out_file=out_file,
         )
-        scores, labels = sample.pred_score.cpu().sort(descending=True)
-        return _listed(scores, labels, classes)
+        if inferencer.multi_label:
+            scores, labels = predicted_classes(sample)
+            return _listed(scores, labels, classes) or 'none of the classes'
+        scores, labels = sample.pred_score.sort(descending=True)
+        return _listed(scores.tolist(), labels.tolist(), classes)
 
     return paint
 
 
-def _masks_painter(inferencer: 'MMSegInferencer') -> Painter:
+def _masks_painter(inferencer: 'SegmentationInferencer') -> Painter:
     visualizer = inferencer.visualizer
     classes = inferencer.model.dataset_meta['classes']
     visualizer.set_dataset_meta(
@@ -125,25 +132,25 @@ def _masks_painter(inferencer: 'MMSegInferencer') -> Painter:
             sample.pred_sem_seg = type(sample.pred_sem_seg)(data=larger.long())
         visualizer.add_datasample(
             out_file,
-            image[..., ::-1],
+            image,
             sample,
             draw_gt=False,
             out_file=out_file,
         )
         labels, counts = mask.unique(return_counts=True)
         shares, order = (counts / counts.sum()).sort(descending=True)
-        return _listed(shares, labels[order], classes)
+        return _listed(shares.tolist(), labels[order].tolist(), classes)
 
     return paint
 
 
 def _listed(
-    shares: Tensor, labels: Tensor, classes: Sequence[str] | None
+    shares: list[float], labels: list[int], classes: Sequence[str] | None
 ) -> str:
     """The largest shares and whose they are, as text."""
     return ', '.join(
         f'{classes[label] if classes else label} {share:.0%}'
-        for share, label in zip(shares.tolist()[:NUM_LISTED], labels.tolist())
+        for share, label in zip(shares[:NUM_LISTED], labels)
     )
 
 
@@ -174,20 +181,21 @@ def paint_pictures(
         CheckpointError: If the checkpoint is damaged or does not fit.
     """
     pairs = find_pictures(paths, out)
-    inferencer = get_inferencer(model, checkpoint, device)
+    cfg = load_config(model)
+    inferencer = get_inferencer(cfg, checkpoint, device)
     is_segmenter = hasattr(inferencer.model, 'decode_head')
     paint = (_masks_painter if is_segmenter else _classes_painter)(inferencer)
-    load = LoadImageStrict()
+    read = build_reading(cfg)
     seen, failed = {}, {}
     for source, target in track(
         pairs, 'Painting', console=Console(stderr=True)
     ):
         try:
-            image = load.transform(dict(img_path=str(source)))['img']
+            image = read(dict(img_path=str(source)))['img']
         except ImageReadError as error:
             failed[source] = str(error)
             continue
         (data,) = inferencer.preprocess([image])
         (sample,) = inferencer.forward(data)
-        seen[source] = paint(image, sample, str(target))
+        seen[source] = paint(viewable(image), sample, str(target))
     return seen, failed

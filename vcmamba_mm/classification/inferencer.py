@@ -1,0 +1,79 @@
+"""mmpretrain's inferencer, for pictures as they are tested."""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from mmengine.config import Config
+from mmpretrain import ImageClassificationInferencer
+from mmpretrain.apis import BaseInferencer
+from mmpretrain.models.heads import MultiLabelClsHead
+from mmpretrain.structures import DataSample
+
+from ..pictures import build_test_pipeline
+
+
+class ClassificationInferencer(ImageClassificationInferencer):
+    """mmpretrain's, which reads pictures as the config's test does.
+
+    Arrays are taken as they are. What a classifier with several labels to a
+    picture returns as ``pred_label``, ``pred_score`` and ``pred_class`` are
+    lists of those that it predicts, the most certain first: none, if all
+    scores are below the threshold of its head.
+
+    Raises:
+        ImageReadError: If a picture is missing or cannot be decoded.
+        FileExistsError: If two pictures would be painted to the same place.
+    """
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a picture may have several labels, or none."""
+        return isinstance(self.model.head, MultiLabelClsHead)
+
+    def _init_pipeline(self, cfg: Config) -> Callable:
+        return build_test_pipeline(cfg)
+
+    preprocess = BaseInferencer.preprocess  # which leaves reading to it
+
+    def visualize(
+        self,
+        ori_inputs: list[str | np.ndarray],
+        preds: list[DataSample],
+        *args,
+        show_dir: str | Path | None = None,
+        **kwargs,
+    ) -> list[np.ndarray] | None:
+        names = Counter(Path(x).stem for x in ori_inputs if isinstance(x, str))
+        twice = [name for name, count in names.items() if count > 1]
+        if show_dir is not None and twice:
+            raise FileExistsError(
+                f'several pictures would be painted to {show_dir}/{twice[0]}'
+                '.png: give each call pictures with different names'
+            )
+        return super().visualize(
+            ori_inputs, preds, *args, show_dir=show_dir, **kwargs
+        )
+
+    def postprocess(
+        self,
+        preds: list[DataSample],
+        visualization: list[np.ndarray] | None,
+        return_datasamples: bool = False,
+    ) -> list[dict] | list[DataSample]:
+        results = super().postprocess(preds, visualization, return_datasamples)
+        if return_datasamples or not self.multi_label:
+            return results
+        for result, sample in zip(results, preds):
+            scores, labels = predicted_classes(sample)
+            result.update(pred_score=scores, pred_label=labels)
+            if self.classes is not None:
+                result['pred_class'] = [self.classes[i] for i in labels]
+        return results
+
+
+def predicted_classes(sample: DataSample) -> tuple[list[float], list[int]]:
+    """Scores and numbers of what is predicted, the most certain first."""
+    scores, order = sample.pred_score[sample.pred_label].sort(descending=True)
+    return scores.tolist(), sample.pred_label[order].tolist()

@@ -1,0 +1,107 @@
+"""Pictures as a model is tested with them, and as they can be shown."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from mmcv.transforms import Compose
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import TRANSFORMS, DefaultScope
+
+
+def viewable(image: np.ndarray) -> np.ndarray:
+    """What can be shown of a picture that a transform has read.
+
+    Args:
+        image: Shape (height, width) or (height, width, channels). Of more
+            than three channels the first three, BGR, are shown, of fewer the
+            first one, in grey. Larger values than 255 are scaled to it.
+
+    Returns:
+        np.ndarray: RGB, uint8, (height, width, 3).
+    """
+    image = np.atleast_3d(image)
+    image = image[..., [2, 1, 0] if image.shape[2] > 2 else [0, 0, 0]]
+    if image.dtype != np.uint8:
+        image = image * (255 / max(255, image.max()))
+        image = image.clip(0, 255).astype(np.uint8)
+    return np.ascontiguousarray(image)
+
+
+def _name(step: dict) -> str:
+    """Of a transform's class, which a config may hold itself."""
+    cls = step['type']
+    return cls.rpartition('.')[2] if isinstance(cls, str) else cls.__name__
+
+
+def tested_dataset(cfg: Config) -> ConfigDict:
+    """The config of the data set of the test; the first one, of several.
+
+    Raises:
+        ValueError: If the config has no ``test_dataloader``.
+    """
+    if not cfg.get('test_dataloader'):
+        raise ValueError(
+            f'{cfg.filename or "the config"} has no test_dataloader, whose '
+            'pipeline says how pictures are read'
+        )
+    dataset = cfg.test_dataloader.dataset
+    while 'pipeline' not in dataset:  # it wraps another, or several
+        dataset = dataset.get('dataset') or dataset.datasets[0]
+    return dataset
+
+
+def _steps(cfg: Config) -> tuple[dict, list[dict]]:
+    """What reads pictures in testing, and what follows but for annotations."""
+    dataset = tested_dataset(cfg)
+    first, *rest = dataset.pipeline
+    if not _name(first).startswith('Load'):  # they are in memory
+        first, rest = dict(type='LoadImageStrict'), dataset.pipeline
+    elif _name(first) == 'LoadImageFromFile':
+        first = {**first, 'type': 'LoadImageStrict'}
+    annotations = re.compile('Load.*(Annotation|Mask)')
+    return first, [step for step in rest if not annotations.match(_name(step))]
+
+
+def _build(cfg: Config, step: dict) -> Callable:
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        return TRANSFORMS.build(step)
+
+
+def build_reading(cfg: Config) -> Callable[[dict], dict]:
+    """Build the step of the test pipeline that reads a picture.
+
+    Args:
+        cfg: Config of a model and of how it is tested.
+
+    Returns:
+        Callable: Takes ``dict(img_path=...)``, returns it with ``img``. It is
+        ``LoadImageStrict`` where the config says ``LoadImageFromFile``.
+
+    Raises:
+        ValueError: If the config has no ``test_dataloader``.
+    """
+    return _build(cfg, _steps(cfg)[0])
+
+
+def build_test_pipeline(
+    cfg: Config,
+) -> Callable[[str | Path | np.ndarray], dict]:
+    """Build the test pipeline for pictures without annotations.
+
+    Args and errors: as ``build_reading``.
+
+    Returns:
+        Callable: Takes the path of a picture, or a picture as an array, which
+        is taken as it is: as the first step of the pipeline would read it.
+    """
+    read = build_reading(cfg)
+
+    def take(picture: str | Path | np.ndarray) -> dict:
+        if isinstance(picture, np.ndarray):
+            shape = picture.shape[:2]
+            return dict(img=picture, img_shape=shape, ori_shape=shape)
+        return read(dict(img_path=str(picture)))
+
+    return Compose([take, *(_build(cfg, step) for step in _steps(cfg)[1])])
