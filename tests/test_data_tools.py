@@ -230,7 +230,8 @@ def test_browse_errors(tool):
     assert code == 2 and 'must be positive' in line
 
 
-def test_browse_paints_label_maps_of_another_size():
+@pytest.mark.parametrize('ignored', [255, 256])
+def test_browse_paints_label_maps_of_another_size(ignored):
     """In testing a picture is resized, its label map is not."""
     pytest.importorskip('mmseg')
     import torch
@@ -238,7 +239,7 @@ def test_browse_paints_label_maps_of_another_size():
     from mmseg.structures import SegDataSample
 
     paint = runpy.run_path(str(ROOT / 'tools/browse_dataset.py'))['paint']
-    labels = torch.tensor([[0, 255], [1, 0]])
+    labels = torch.tensor([[0, ignored], [1, 0]])
     sample = SegDataSample(gt_sem_seg=PixelData(data=labels[None]))
     palette = np.array([[100, 0, 0], [0, 200, 0]])
     painted = paint(np.full((4, 6, 3), 20, np.uint8), sample, palette)

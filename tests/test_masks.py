@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 
 from vcmamba_mm import CheckMasksHook, masks
 from vcmamba_mm.masks import MaskError
+from vcmamba_mm.transforms import AnnotationError
 
 pytest.importorskip('mmseg')
 
@@ -449,6 +450,22 @@ def test_scaled_up_to_a_pixel(read):
     for size in ((50, 38), (51, 39), (51, 38), (303, 231)):
         sample = read(encode(np.ones(size, np.uint8)), picture)
         assert sample.gt_sem_seg.data.shape == (1, 101, 77)
+
+
+@pytest.mark.parametrize('size', [(32, 48), (48, 32), (48, 48), (1, 1)])
+def test_boxes_on_the_stored_pixels(tmp_path, size):
+    """COCO's files have the height and width that boxes are drawn on."""
+    picture, stored = photo(32, 48, 6)
+    results = dict(img_path=write(tmp_path, picture))
+    results['height'], results['width'] = size
+    loading = TRANSFORMS.build(dict(type='LoadImageStrict'))
+    if size != stored.shape:
+        assert loading(results)['img'].shape == (48, 32, 3)
+        return
+    with pytest.raises(AnnotationError, match="set color_type='color_ignore"):
+        loading(results)
+    loading.color_type = 'color_ignore_orientation'
+    assert loading(results)['img'].shape == (32, 48, 3)
 
 
 # ------------------------------------------------------------- by the tools

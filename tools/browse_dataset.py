@@ -26,6 +26,7 @@ from vcmamba_mm.engine import (
     SafeRunner,
     check_data,
     load_config,
+    name_unreadable,
     one_line_errors,
 )
 from vcmamba_mm.pictures import viewable
@@ -112,7 +113,7 @@ def paint(
     if labels.shape != pixels.shape[:2]:
         # In testing it keeps the size of the file.
         labels = imresize(
-            labels.astype(np.uint8),
+            labels.astype(np.int32),
             pixels.shape[1::-1],
             interpolation='nearest',
         )
@@ -181,6 +182,7 @@ def main() -> None:
     with one_line_errors(*SETUP_ERRORS, *LOOP_ERRORS):
         cfg = load_config(args)
         check_data(cfg, args.loop)
+        name_unreadable(cfg, args.loop)
         canvas = draw(*load_batches(cfg, args))
         args.out.parent.mkdir(parents=True, exist_ok=True)
         canvas.save(args.out)

@@ -52,7 +52,8 @@ def parse_args() -> argparse.Namespace:
         '--decode',
         action='store_true',
         help='store JPEGs decoded, as PPM under the same name: training need '
-        'not decode, for about five times the space',
+        'not decode, for about five times the space; those with an Exif '
+        'orientation stay as they are',
     )
     args = parser.parse_args()
     if args.shard_size < 1:

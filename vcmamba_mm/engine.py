@@ -37,10 +37,11 @@ from .checkpoint import (
 from .datasets.sampling import SeedError
 from .hooks import NonFiniteError
 from .loops import ResumeError, check_start
-from .masks import MaskError, compare_folders
+from .masks import compare_folders
 from .models.vcmamba import InputSizeError
 from .ops.scan import BackendError
 from .optim import CPUAmpOptimWrapper
+from .transforms import AnnotationError
 
 
 def add_common_arguments(parser: ArgumentParser) -> None:
@@ -141,7 +142,7 @@ LOOP_ERRORS = (
     CheckpointError,
     ProcessError,
     InputSizeError,
-    MaskError,
+    AnnotationError,
     BackendError,
     NonFiniteError,
     ResumeError,

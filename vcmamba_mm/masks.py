@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from .datasets.decoding import DECODER_ERRORS, DecodeError, read_header
 from .datasets.endings import name_left_out
-from .transforms import unreadable
+from .transforms import AS_STORED, AnnotationError, unreadable
 
 IN_COLOURS = (
     'is a picture in colours: save it with one channel, the number of the '
@@ -30,7 +30,7 @@ _UNSIGNED, _SIGNED = 1, 2  # of TIFF's tag SampleFormat
 _BITS, _SAMPLE_FORMAT = 258, 339  # TIFF's tags
 
 
-class MaskError(ValueError):
+class MaskError(AnnotationError):
     """A mask that does not fit the classes, or its picture."""
 
 
@@ -182,7 +182,7 @@ class LoadMaskStrict(BaseTransform):
                     f', turned by its Exif orientation {turned}: if masks are '
                     'drawn on pictures as they are stored, set '
                 )
-                raise MaskError(message + _STORED)
+                raise MaskError(message + AS_STORED)
             raise MaskError(f'{message}: they must show the same')
         if (turned in (2, 3, 4) or other_way) and not self.as_shown:
             raise MaskError(
@@ -190,7 +190,7 @@ class LoadMaskStrict(BaseTransform):
                 f'the size of {mask} does not tell whether it is, too: if '
                 'masks are drawn on pictures as they are shown, set '
                 'as_shown=True in LoadMaskStrict, if as they are stored, set '
-                + _STORED
+                + AS_STORED
             )
         if labels.shape == size:
             return labels
@@ -232,12 +232,6 @@ class LoadMaskStrict(BaseTransform):
             f'imdecode_backend={self.imdecode_backend!r}, '
             f'backend_args={self.backend_args})'
         )
-
-
-_STORED = (
-    "color_type='color_ignore_orientation' in what loads pictures, training's "
-    "and testing's"
-)
 
 
 def _alike(shape: tuple[int, int], size: tuple[int, int]) -> bool:

@@ -12,9 +12,18 @@ from torch.utils.data import get_worker_info
 
 from .datasets.decoding import DecodeError, KindError, decode_image
 
+AS_STORED = (
+    "color_type='color_ignore_orientation' in what loads pictures, training's "
+    "and testing's"
+)
+
 
 class ImageReadError(OSError):
     """A picture or a mask that is missing or cannot be decoded."""
+
+
+class AnnotationError(ValueError):
+    """What is annotated does not fit its picture."""
 
 
 def unreadable(
@@ -39,6 +48,8 @@ class LoadImageStrict(LoadImageFromFile):
     Raises:
         ImageReadError: If the picture is missing, cannot be decoded, or is of
             a kind that is not read; it names the file.
+        AnnotationError: If a detector's annotation has the height and width
+            of a picture that is turned here, as it is stored.
     """
 
     _told = False  # of pictures that are nearly black
@@ -55,6 +66,13 @@ class LoadImageStrict(LoadImageFromFile):
                 return None
             raise unreadable(path, error) from error
         self._look_for_few_bits(image, content, path)
+        annotated = results.get('width'), results.get('height')
+        if turned > 4 and annotated == image.shape[:2] != annotated[::-1]:
+            raise AnnotationError(
+                f'picture {path} is turned by its Exif orientation {turned}, '
+                'its annotation has the size as it is stored: set '
+                f'{AS_STORED}'
+            )
         if self.to_float32:
             image = image.astype(np.float32)
         results['img'] = image

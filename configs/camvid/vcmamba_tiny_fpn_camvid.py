@@ -66,7 +66,7 @@ model = dict(
 
 train_pipeline = [
     dict(type='LoadImageStrict'),
-    dict(type='LoadAnnotations'),
+    dict(type='LoadMaskStrict'),
     dict(
         type='RandomResize',
         scale=(480, 360),

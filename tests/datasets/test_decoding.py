@@ -185,6 +185,8 @@ def test_ppm():
     jpeg = encode(image)
     assert np.array_equal(decoding.decode_jpeg(jpeg), decode(jpeg))
     assert decoding.decode_jpeg(content) is None
+    # In a PPM nothing would tell that masks of it have to be turned.
+    assert decoding.decode_jpeg(encode(image, orientation=3)) is None
 
 
 JPEG = encode(scene(60, 80))

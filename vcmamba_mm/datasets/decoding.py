@@ -459,12 +459,12 @@ def decode_jpeg(content: bytes) -> np.ndarray | None:
 
     Returns:
         np.ndarray | None: (height, width, 3), BGR, uint8; None if it is no
-        JPEG.
+        JPEG, or has an Exif orientation, which would be lost.
 
     Raises:
         DecodeError: If it is cut off or damaged.
     """
-    if content[:2] != b'\xff\xd8':
+    if content[:2] != b'\xff\xd8' or read_header(content).orientation != 1:
         return None
     picture = open_picture(content)
     return picture.crop((0, 0, *picture.shape), picture.shape)
