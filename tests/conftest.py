@@ -26,6 +26,17 @@ SHARED = ROOT.parent / 'shared' / 'data'
 TINY = dict(embed_dims=(16, 32, 48, 64), depths=(1, 1, 2, 4), num_mdm=2)
 
 
+def needs_torch(version: str, what: str) -> pytest.MarkDecorator:
+    """Skip a test on PyTorch before ``version``, which lacks ``what``."""
+    return pytest.mark.skipif(
+        torch.__version__ < version, reason=f'PyTorch < {version}: {what}'
+    )
+
+
+needs_export = needs_torch('2.8', 'no scan operator that can be exported')
+needs_fsdp2 = needs_torch('2.6', 'no fully_shard')
+
+
 @pytest.fixture(autouse=True)
 def _one_thread_and_seed():
     # Several test processes share the cores.

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from torch._dynamo.utils import counters
-from torch.distributed.tensor import DTensor
 from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
@@ -80,7 +79,8 @@ def run(args: list[str]) -> dict:
         dtypes=sorted(seen.dtypes),
         channels_last=seen.channels_last,
         graphs=counters['stats']['unique_graphs'],
-        sharded=bool(weights) and all(isinstance(w, DTensor) for w in weights),
+        sharded=bool(weights)
+        and all(hasattr(w, 'full_tensor') for w in weights),
         decays=sorted(seen.decays),
     )
 

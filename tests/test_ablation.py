@@ -6,7 +6,12 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, randomize_norms, smallest_classifier_cfg
+from conftest import (
+    ROOT,
+    needs_export,
+    randomize_norms,
+    smallest_classifier_cfg,
+)
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch.nn import BatchNorm2d
@@ -265,6 +270,7 @@ def test_projections(proj, act):
     torch.testing.assert_close(out.flatten(2).mT, y)
 
 
+@needs_export
 def test_export(tmp_path):
     """Half of the paths, without turns, through a gate; any size."""
     pytest.importorskip('mmpretrain')

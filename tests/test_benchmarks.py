@@ -9,6 +9,7 @@ import pytest
 import released_like
 import scan
 import torch
+from conftest import needs_export
 from measure import Goal, WrongResultError
 
 from vcmamba_mm.analysis.timing import BUFFERS, FULL, Timing, time_side_by_side
@@ -82,6 +83,7 @@ def export():
     return export
 
 
+@needs_export
 def test_export_benchmark(export, tmp_path):
     run(export, tmp_path)
     result = read_report(tmp_path, 'export', plotted=False)
@@ -99,6 +101,7 @@ def test_export_benchmark(export, tmp_path):
         assert row['onnxruntime_ms'] > 0 < row['torch_ms']
 
 
+@needs_export
 def test_wrong_export_stops_the_benchmark(export, tmp_path, monkeypatch):
     def no_theta(*inputs):
         *tensors, theta = inputs[:7]

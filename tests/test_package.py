@@ -57,6 +57,18 @@ def test_missing_stack_is_named(run, tmp_path, missing):
     assert f'vcmamba_mm needs {missing}' in last and '[onedl]' in last
 
 
+def test_older_pytorch_is_refused(run, tmp_path):
+    script = tmp_path / 'script.py'
+    script.write_text(
+        'import torch\n'
+        'torch.__version__ = torch.torch_version.TorchVersion("2.1.2+cu118")\n'
+        'import vcmamba_mm'
+    )
+    last = run(script, cwd=tmp_path, check=False).stderr.splitlines()[-1]
+    assert last.startswith('ImportError: vcmamba_mm needs PyTorch >= 2.4 ')
+    assert 'this is 2.1.2+cu118: make a new environment ' in last
+
+
 def test_import_is_light_and_silent(run, tmp_path):
     script = tmp_path / 'script.py'
     script.write_text(

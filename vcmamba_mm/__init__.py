@@ -7,6 +7,17 @@ MMEngine's root registries, and lets MMEngine read ``tar://`` and ``lmdb://``.
 What needs mmpretrain is in ``vcmamba_mm.classification``.
 """
 
+import torch
+
+# NVIDIA's builds before the release are named 2.4.0a0.
+if torch.__version__ < '2.4.0a0':
+    raise ImportError(
+        'vcmamba_mm needs PyTorch >= 2.4 (torch.library.custom_op, '
+        f'torch.serialization.add_safe_globals), this is {torch.__version__}: '
+        'make a new environment with PyTorch 2.4 and mmcv 2.1.0 built from '
+        'source, or with the extra onedl, as docs/index.md says'
+    )
+
 try:
     import mmcv  # noqa: F401
     import mmengine  # noqa: F401

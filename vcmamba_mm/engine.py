@@ -698,7 +698,7 @@ def build_runner(cfg: Config, *loops: str) -> SafeRunner | FlexibleRunner:
         check_switches(cfg)
     sharded = 'train' in loops and cfg.get('strategy') is not None
     if sharded:
-        from . import fsdp  # noqa: F401 - registers it; needs PyTorch 2.6
+        from . import fsdp  # noqa: F401 - registers it
 
         resume = cfg.get('resume_from')
         if resume == 'auto':

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 from mmengine._strategy import DDPStrategy
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
@@ -14,7 +15,6 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.fsdp import fully_shard
 
 from .checkpoint import (
     check_fit,
@@ -36,9 +36,23 @@ class FSDP2Strategy(DDPStrategy):
     by their dimensions. Here they keep their shape. Checkpoints hold the whole
     weights, as without it; the optimizer's states are under other names, so a
     run that was begun sharded is resumed sharded.
+
+    Raises:
+        ImportError: If PyTorch is older than 2.6.
     """
 
+    def __init__(self, **kwargs) -> None:
+        if torch.__version__ < '2.6':
+            raise ImportError(
+                'FSDP2Strategy needs PyTorch >= 2.6 '
+                '(torch.distributed.fsdp.fully_shard), this is '
+                f'{torch.__version__}'
+            )
+        super().__init__(**kwargs)
+
     def _wrap_model(self, model: nn.Module) -> nn.Module:
+        from torch.distributed.fsdp import fully_shard
+
         model = self.convert_model(model.to(get_device()))
         for module in model.modules():
             if isinstance(module, (FFNBlock, MDMBlock)):

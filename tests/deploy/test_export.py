@@ -12,6 +12,7 @@ from conftest import (
     GOLDEN,
     ROOT,
     TINY,
+    needs_export,
     randomize_norms,
     smallest_classifier_cfg,
 )
@@ -27,6 +28,8 @@ onnx = pytest.importorskip('onnx')
 ort = pytest.importorskip('onnxruntime')
 pytest.importorskip('mmpretrain')
 pytest.importorskip('mmseg')
+
+pytestmark = needs_export
 
 CLASSIFIER = ROOT / 'tests/data/configs/tiny_classifier.py'
 SEGMENTER = ROOT / 'tests/data/configs/tiny_segmenter.py'

@@ -6,7 +6,12 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, randomize_norms, smallest_classifier_cfg
+from conftest import (
+    ROOT,
+    needs_export,
+    randomize_norms,
+    smallest_classifier_cfg,
+)
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
@@ -17,6 +22,8 @@ onnx = pytest.importorskip('onnx')
 ort = pytest.importorskip('onnxruntime')
 pytest.importorskip('mmpretrain')
 pytest.importorskip('mmseg')
+
+pytestmark = needs_export
 
 # What the model takes from its stride, 8, on; no multiples of it.
 IMAGES = [(1, 8, 8), (2, 9, 33), (3, 30, 17)]

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import GOLDEN, TINY
+from conftest import GOLDEN, TINY, needs_torch
 from torch import nn
 from torch.export import Dim
 from torch.nn.parallel import DistributedDataParallel
@@ -71,9 +71,21 @@ def test_vcmamba_s_compiles_without_graph_break(small, _forget_compiled):
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('dtype', [None, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    'dtype',
+    [
+        None,
+        pytest.param(
+            torch.bfloat16,
+            marks=needs_torch('2.8', 'compiled batch norm rounds otherwise'),
+        ),
+    ],
+    ids=str,
+)
 def test_compiled_training_has_the_same_gradients(dtype, _forget_compiled):
     model, x = tiny(), torch.randn(2, 3, 64, 64)
+    if dtype is None:  # what rounding leaves of zeros is no matter then
+        model, x = model.double(), x.double()
     # aot_eager traces both passes as every backend does, but emits no code
     compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
     with torch.autocast('cpu', dtype, enabled=dtype is not None):
@@ -82,6 +94,7 @@ def test_compiled_training_has_the_same_gradients(dtype, _forget_compiled):
         torch.testing.assert_close(result, gradient)
 
 
+@needs_torch('2.8', 'sizes of maps cannot be symbolic')
 def test_compiled_once_for_all_sizes(_forget_compiled):
     model = tiny().eval()
     compiled = torch.compile(
@@ -102,6 +115,7 @@ def test_vcmamba_s_exports(small):
         torch.testing.assert_close(exported(x)[0], expected)
 
 
+@needs_torch('2.8', 'sizes of maps cannot be symbolic')
 def test_exports_with_dynamic_batch_and_size():
     model = tiny().eval()
     # Maps of height or width 1 (up to 32 pixels) are a case of their own:

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from conftest import needs_export
 
 from vcmamba_mm.ops import multi_directional_scan
-from vcmamba_mm.ops.export_scan import export_scan
+from vcmamba_mm.ops.export_scan import export_scan, import_scan_op
 
 
+@needs_export
 @pytest.mark.parametrize(
     'num_paths, snake', [(4, True), (1, True), (2, False)]
 )
@@ -34,3 +36,10 @@ def test_equals_the_reference(size, param_order, num_paths, snake):
     )
     y = export_scan(*inputs, *size, param_order, num_paths, snake)
     torch.testing.assert_close(y, expected)
+
+
+def test_older_pytorch_is_refused(monkeypatch):
+    version = torch.torch_version.TorchVersion('2.4.1+cpu')
+    monkeypatch.setattr(torch, '__version__', version)
+    with pytest.raises(ImportError, match='PyTorch >= 2.8.* is 2.4.1'):
+        import_scan_op()

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from ..models.mixer import MultiDirectionalMamba
-from ..ops.export_scan import export_scan
+from ..ops.export_scan import export_scan, import_scan_op
 from .fuse import check_eval_mode, fold_norms
 
 # Largest difference to PyTorch in float32, relative to the largest logit, of
@@ -390,9 +390,11 @@ def export(
         ExportError: If the model cannot be exported, or differs from PyTorch
             in float32 by more than ``TOLERANCES[dtype]`` of the largest
             logit; there is no new file then.
+        ImportError: If PyTorch is older than 2.8.
         ValueError: If an argument does not fit, or ``model`` is in training
             mode.
     """
+    import_scan_op()  # fails now, rather than in the midst of tracing
     if format not in FORMATS:
         raise ValueError(
             f'unknown format {format!r}: choose one of {tuple(FORMATS)}'

@@ -30,6 +30,13 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(blocks)
 
 
+def _surely_equal(old: int, new: int) -> bool:
+    """Compare sizes without fixing one that may vary."""
+    if torch.__version__ < '2.8':  # Dynamo cannot trace it
+        return old == new
+    return statically_known_true(old == new)
+
+
 @contextmanager
 def _kept_batch_stats(block: nn.Module) -> Iterator[None]:
     """Keep a second forward pass from updating running statistics again."""
@@ -258,8 +265,7 @@ class VCMamba(BaseModule):
     @staticmethod
     def _resize(pos_embed: Tensor, size: tuple[int, int]) -> Tensor:
         if pos_embed.dim() != 4 or all(
-            # Exporting with dynamic sizes must not fix them.
-            statically_known_true(old == new)
+            _surely_equal(old, new)
             for old, new in zip(pos_embed.shape[2:], size)
         ):
             return pos_embed

@@ -5,11 +5,28 @@ paths computed from the size of the map, which may be symbolic. Slower in
 PyTorch than the ``torch`` backend; forward only.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
-from torch._higher_order_ops.scan import scan_op
 
 from .scan_paths import make_scan_paths
+
+
+def import_scan_op() -> Callable:
+    """Import PyTorch's scan operator.
+
+    Raises:
+        ImportError: If this PyTorch has none that can be exported.
+    """
+    if torch.__version__ < '2.8':
+        raise ImportError(
+            'export needs PyTorch >= 2.8, whose scan operator can be '
+            f'exported, this is {torch.__version__}'
+        )
+    from torch._higher_order_ops.scan import scan_op
+
+    return scan_op
 
 
 def _step(
@@ -53,7 +70,11 @@ def export_scan(
     """Scan tokens along the paths.
 
     Args, returns: as ``vcmamba_mm.ops.multi_directional_scan``.
+
+    Raises:
+        ImportError: See ``import_scan_op``.
     """
+    scan_op = import_scan_op()
     num_tokens = x.shape[1]
     paths = make_scan_paths(height, width, x.device, num_paths, snake)
 

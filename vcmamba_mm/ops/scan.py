@@ -2,10 +2,11 @@
 
 import math
 import os
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils.flop_counter import flop_registry, shape_wrapper
 
 from . import mamba_ssm_scan, torch_scan
 from .reference import reference_scan
@@ -133,10 +134,15 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+@torch.compiler.assume_constant_result  # PyTorch 2.4 cannot trace it
+def _can_autocast(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type)
+
+
 def _autocasts(device_type: str) -> bool:
-    return torch.amp.is_autocast_available(
+    return _can_autocast(device_type) and torch.is_autocast_enabled(
         device_type
-    ) and torch.is_autocast_enabled(device_type)
+    )
 
 
 def _states_shape(
@@ -259,13 +265,25 @@ def scan_macs(
     return num_paths * batch * num_tokens * channels * (4 * num_states + 2)
 
 
-@register_flop_formula(torch.ops.vcmamba_mm.scan)
+def _flop_formula(operator: object) -> Callable:
+    """As ``register_flop_formula``, under the name that is looked up.
+
+    PyTorch 2.4 enters an operator by its overload and never finds it.
+    """
+
+    def register(formula: Callable) -> None:
+        flop_registry[operator] = shape_wrapper(formula)
+
+    return register
+
+
+@_flop_formula(torch.ops.vcmamba_mm.scan)
 def _(x_shape, delta_shape, A_shape, B_shape, C_shape, D_shape, theta_shape,
       height, width, param_order, num_paths, *args, **kwargs):  # fmt: skip
     return 2 * scan_macs(*x_shape, A_shape[1], num_paths)
 
 
-@register_flop_formula(torch.ops.vcmamba_mm.scan_backward)
+@_flop_formula(torch.ops.vcmamba_mm.scan_backward)
 def _(grad_shape, x_shape, delta_shape, A_shape, B_shape, C_shape, D_shape,
       theta_shape, saved_shape, height, width, param_order, num_paths,
       *args, **kwargs):  # fmt: skip
