@@ -713,7 +713,8 @@ def build_runner(cfg: Config, *loops: str) -> SafeRunner | FlexibleRunner:
         if cfg.get(f'{loop}_dataloader'):
             with _empty_data(f'{loop}_dataloader.dataset'):
                 built = getattr(runner, f'{loop}_loop')
-            compare_folders(built.dataloader.dataset)
+            dataloader = getattr(built, 'dataloader', None)
+            compare_folders(getattr(dataloader, 'dataset', None))
     if 'train' in loops:
         check_classes(runner)
     return runner

@@ -1,7 +1,6 @@
 """Masks: reading them as they are, and naming those that do not fit."""
 
 import logging
-from collections.abc import Iterator
 from io import BytesIO
 
 import numpy as np
@@ -13,7 +12,6 @@ from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import HOOKS, TRANSFORMS
 from mmengine.runner import Runner
-from mmengine.structures import BaseDataElement
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -300,7 +298,10 @@ class CheckMasksHook(Hook):
                 'ignore_index in decode_head and evaluators, and another '
                 'seg_pad_val in data_preprocessor'
             )
-        for sample in _flat(batch['data_samples']):
+        samples = batch['data_samples']
+        if isinstance(samples[0], (list, tuple)):  # of each augmentation
+            samples = samples[0]
+        for sample in samples:
             if 'gt_sem_seg' not in sample:  # a test without masks
                 continue
             labels = sample.gt_sem_seg.data
@@ -350,31 +351,27 @@ def _head(model: nn.Module) -> nn.Module:
     return head[-1] if isinstance(head, nn.ModuleList) else head  # a cascade
 
 
-def _flat(samples: list) -> Iterator[BaseDataElement]:
-    """One sample for each mask, which augmented testing has in a list."""
-    for sample in samples:
-        yield sample[0] if isinstance(sample, (list, tuple)) else sample
-
-
 def compare_folders(dataset: Dataset) -> None:
     """Name pictures without masks, masks without pictures, and other files.
 
     Args:
-        dataset: One with ``img_suffix`` and ``seg_map_suffix``, as mmseg's
-            ``BaseSegDataset``, also in wrappers; others are passed over.
+        dataset: One that finds its files as mmseg's ``BaseSegDataset`` does,
+            also in wrappers; others are passed over.
     """
     for part in getattr(dataset, 'datasets', []):
         compare_folders(part)
     if hasattr(dataset, 'dataset'):
         compare_folders(dataset.dataset)
-    if not hasattr(dataset, 'seg_map_suffix'):
+    finding = getattr(dataset, 'load_data_list', None)
+    if getattr(finding, '__module__', '') != 'mmseg.datasets.basesegdataset':
         return
     images = dataset.data_prefix.get('img_path')
     masks = dataset.data_prefix.get('seg_map_path')
     infos = [dataset.get_data_info(i) for i in range(len(dataset))]
     suffixes = (dataset.img_suffix, dataset.seg_map_suffix)
     if not dataset.ann_file:
-        left_out = [p for p in _files(images) if not p.endswith(suffixes[0])]
+        files = _files(images, dataset.backend_args)
+        left_out = [path for path in files if not path.endswith(suffixes[0])]
         if masks == images:
             left_out = [p for p in left_out if not p.endswith(suffixes[1])]
         why = f"pictures end in {suffixes[0]}, the data set's img_suffix"
@@ -382,7 +379,8 @@ def compare_folders(dataset: Dataset) -> None:
     if masks is None:
         return
     wanted = {info['seg_map_path']: info['img_path'] for info in infos}
-    there = {fileio.join_path(masks, path) for path in _files(masks)}
+    files = _files(masks, dataset.backend_args)
+    there = {fileio.join_path(masks, path) for path in files}
     missing = sorted(wanted.keys() - there)
     if missing:
         print_log(
@@ -401,7 +399,8 @@ def compare_folders(dataset: Dataset) -> None:
         )
 
 
-def _files(folder: str) -> list[str]:
-    return list(
-        fileio.list_dir_or_file(folder, list_dir=False, recursive=True)
+def _files(folder: str, backend_args: dict | None) -> list[str]:
+    files = fileio.list_dir_or_file(
+        folder, list_dir=False, recursive=True, backend_args=backend_args
     )
+    return list(files)

@@ -227,6 +227,19 @@ def test_one_folder_for_both(tmp_path, lines):
     assert not lines()
 
 
+def test_a_data_set_that_finds_its_files_otherwise(lines):
+    pytest.importorskip('mmseg')
+    from mmseg.datasets import BaseSegDataset
+
+    class Own(BaseSegDataset):
+        def load_data_list(self):
+            return [dict(img_path='a/0.gif', seg_map_path='b/0.png')]
+
+    init_default_scope('mmseg')
+    compare_folders(Own())
+    assert not lines()
+
+
 def test_pictures_to_paint(tmp_path, lines):
     fill(tmp_path, *NAMES, *OTHERS, *HIDDEN)
     found = {str(source) for source, _ in find_pictures([tmp_path], 'out')}
