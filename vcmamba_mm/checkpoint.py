@@ -10,6 +10,7 @@ import io
 import os
 import pickle
 import re
+import struct
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -157,11 +158,17 @@ def read_checkpoint(
     with get_local_path(str(path)) as local, _safe_globals():
         if not os.path.isfile(local):
             raise FileNotFoundError(f'checkpoint {path} does not exist')
-        if not _sums_agree(local):
+        if _is_safetensors(local):
+            raise CheckpointError(
+                f'checkpoint {path} is in the safetensors format; read is '
+                'what torch.save writes: torch.save(safetensors.torch.'
+                "load_file(...), 'FILE.pth') makes one of it"
+            )
+        if not _is_sound(local):
             raise CheckpointError(_damaged(path))
         try:
-            checkpoint = torch.load(
-                local, map_location=map_location, weights_only=True
+            checkpoint = _without_stand_ins(
+                torch.load(local, map_location=map_location, weights_only=True)
             )
         except pickle.UnpicklingError as error:
             refused = re.search(
@@ -183,7 +190,7 @@ def read_checkpoint(
             f'checkpoint {path} holds a '
             f'{type(checkpoint).__name__}, not a dict'
         )
-    return _without_stand_ins(checkpoint)
+    return checkpoint
 
 
 # What the unpickler raises when it reads nonsense.
@@ -197,24 +204,47 @@ _DAMAGE = (
     LookupError,
     AttributeError,
     AssertionError,
+    struct.error,
+    MemoryError,
+    OverflowError,
 )
 
 
-def _sums_agree(path: str) -> bool:
-    """Compare the checksums that PyTorch writes, but does not compare."""
-    if not zipfile.is_zipfile(path):
-        return True  # another layout, or cut: the reading shows it
+def _is_sound(path: str) -> bool:
+    """Look at what PyTorch believes: sizes, and the checksums it writes."""
     try:
+        if not zipfile.is_zipfile(path):
+            return True  # another layout, or cut: the reading shows it
         with zipfile.ZipFile(path) as file:
-            sums = [item.CRC for item in file.infolist()]
-            return not any(sums) or file.testzip() is None
+            items = file.infolist()
+            # PyTorch does not compress, and allocates what is claimed.
+            stored = all(
+                item.compress_type == zipfile.ZIP_STORED
+                and item.file_size == item.compress_size
+                for item in items
+            )
+            size = sum(item.file_size for item in items)
+            if not stored or size > os.path.getsize(path):
+                return False
+            has_sums = any(item.CRC for item in items)
+            return not has_sums or file.testzip() is None
     except _DAMAGE:
         return False
 
 
 def _is_plain_pickle(path: str) -> bool:
+    """Whether it is a pickle, but not PyTorch's own of before it zipped."""
+    magic = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
     with open(path, 'rb') as file:
-        return file.read(1) == pickle.PROTO
+        head = file.read(len(magic))
+    return head.startswith(pickle.PROTO) and head != magic
+
+
+def _is_safetensors(path: str) -> bool:
+    """It begins with the length of a header in JSON."""
+    with open(path, 'rb') as file:
+        length = int.from_bytes(file.read(8), 'little')
+        return file.read(1) == b'{' and length < os.path.getsize(path)
 
 
 def _damaged(path: str | os.PathLike) -> str:
