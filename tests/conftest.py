@@ -44,6 +44,16 @@ def _one_thread_and_seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope='module')
+def quick_configs():
+    """Not to lay out the config anew for every runner and checkpoint."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            'yapf.yapflib.yapf_api.FormatCode', lambda text, **_: (text, True)
+        )
+        yield
+
+
 @pytest.fixture(scope='session')
 def shared_data() -> Path:
     """Folder of small real data sets that are not part of the project."""

@@ -89,7 +89,7 @@ def test_unknown_keys_are_listed():
 
 
 def test_averaged_weights_of_a_released_file(state_dict):
-    ema = extract_state_dict(read_checkpoint(RELEASE), RELEASE, 'model_ema')
+    ema = extract_state_dict(read_checkpoint(RELEASE), RELEASE, 'ema')
     key = 'backbone.stages.3.blocks.2.mixer.A_log'
     torch.testing.assert_close(ema[key], state_dict[key] + 0.01)
 
@@ -285,17 +285,6 @@ def test_reading_leaves_torch_load_as_it_was(tmp_path):
     before = set(torch.serialization.get_safe_globals())
     read_checkpoint(RELEASE)
     assert set(torch.serialization.get_safe_globals()) == before
-
-
-def test_raw_weights_and_average_of_a_training_checkpoint(tmp_path):
-    raw, average = ({'fc.weight': torch.full((1,), v)} for v in (1.0, 2.0))
-    # as MMEngine's EMAHook leaves it
-    checkpoint = dict(
-        state_dict=average,
-        ema_state_dict={'module.fc.weight': raw['fc.weight'], 'steps': 7},
-    )
-    assert extract_state_dict(checkpoint, 'x') == raw
-    assert extract_state_dict(checkpoint, 'x', 'model_ema') == average
 
 
 @pytest.mark.parametrize(

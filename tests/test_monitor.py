@@ -55,10 +55,10 @@ def loader(num_batches):
     )
 
 
-def train(work_dir, **kwargs) -> Runner:
+def train(work_dir, runner=SafeRunner, **kwargs) -> Runner:
     init_default_scope('mmengine')
     torch.manual_seed(0)
-    runner = SafeRunner(
+    runner = runner(
         **{
             **dict(
                 model=Line(),
@@ -156,18 +156,81 @@ def test_average_goes_on_after_resume(trained, tmp_path):
             assert torch.equal(value, ends[1][part][key])
 
 
-def test_load_from_takes_the_weights(trained, tmp_path):
+@pytest.mark.parametrize('runner', [SafeRunner, Runner])
+def test_load_from_takes_the_weights(trained, tmp_path, runner):
     _, work_dir, _ = trained
+    tuned = tmp_path / runner.__name__
     train(
-        tmp_path / 'tuned',
+        tuned,
+        runner,
         load_from=str(work_dir / 'epoch_2.pth'),
         train_cfg=dict(by_epoch=True, max_epochs=1),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.0)),
     )
-    (line,) = [line for line in scalars(tmp_path / 'tuned') if 'value' in line]
+    (line,) = [line for line in scalars(tuned) if 'value' in line]
     weights, _ = expected_weights()
     assert line['value'] == pytest.approx(weights[-1])
     assert line['value_ema'] == pytest.approx(weights[-1])
+
+
+def test_checkpoints_say_which_set_was_ranked(tmp_path):
+    """The weights fall, so their average is above them and falls, too."""
+    for name, metrics in (
+        ('one', 'value_ema'),
+        ('two', ['value_ema', 'value']),
+        ('auto', 'auto'),
+    ):
+        work_dir = tmp_path / name
+        hook = dict(type='AtomicCheckpointHook', interval=1)
+        hook.update(save_best=metrics, rule='less')
+        train(work_dir, default_hooks=dict(checkpoint=hook))
+        ranked = {
+            path.stem: read_checkpoint(path)['meta']['weights']
+            for path in work_dir.glob('*.pth')
+        }
+        expected = dict(
+            epoch_1='raw',
+            epoch_2='raw',
+            best_value_ema_epoch_2='ema',
+            best_value_epoch_2='raw',
+        )
+        if name == 'one':
+            del expected['best_value_epoch_2']
+        if name == 'auto':
+            del expected['best_value_ema_epoch_2']
+        assert ranked == expected
+
+
+def test_resumed_run_says_it_too(tmp_path):
+    """What the run before noted as the best is not taken for new."""
+    hook = dict(type='AtomicCheckpointHook', save_best='value_ema')
+    hook.update(rule='greater', max_keep_ckpts=1)  # the first one stays best
+    hooks = dict(checkpoint=hook)
+    one = dict(by_epoch=True, max_epochs=1)
+    train(tmp_path / 'first', default_hooks=hooks, train_cfg=one)
+    train(
+        tmp_path / 'first',
+        default_hooks=hooks,
+        load_from=str(tmp_path / 'first/epoch_1.pth'),
+        resume=True,
+    )
+    ranked = {
+        path.stem: read_checkpoint(path)['meta']['weights']
+        for path in (tmp_path / 'first').glob('*.pth')
+    }
+    assert ranked == dict(epoch_2='raw', best_value_ema_epoch_1='ema')
+
+
+def test_validation_without_metrics(trained):
+    """As MMEngine's hooks allow."""
+    runner = trained[0]
+    (hook,) = (h for h in runner.hooks if isinstance(h, RawAndEMAHook))
+    runner.message_hub.get_scalar('val/value_ema').update(0, 1)
+    hook.after_val_epoch(runner)
+    _, averages = expected_weights()
+    assert runner.message_hub.get_scalar(
+        'val/value_ema'
+    ).current() == pytest.approx(averages[-1])
 
 
 def test_grad_norm_and_throughput(trained):

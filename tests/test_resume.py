@@ -38,6 +38,8 @@ from vcmamba_mm.engine import (
 from vcmamba_mm.hooks import IterSeedHook, NonFiniteError
 from vcmamba_mm.loops import ResumeError
 
+pytestmark = pytest.mark.usefixtures('quick_configs')
+
 SAMPLES, BATCH, EPOCHS = 10, 4, 3
 LENGTH = -(-SAMPLES // BATCH)  # iterations of an epoch
 
@@ -261,16 +263,6 @@ def what_is_left(work_dir):
         del content['meta']
     left['last'] = Path((Path(work_dir) / 'last_checkpoint').read_text()).name
     return left
-
-
-@pytest.fixture(autouse=True, scope='module')
-def _quick():
-    """Not to lay out the config anew for every checkpoint."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            'yapf.yapflib.yapf_api.FormatCode', lambda text, **_: (text, True)
-        )
-        yield
 
 
 # The second validation is better than the first, the third is not.

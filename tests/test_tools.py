@@ -361,7 +361,7 @@ def test_convert_there_and_back(run, tmp_path):
     converted = read_checkpoint(back)['model']
     assert list(converted) == list(released)
     assert all(torch.equal(converted[k], v) for k, v in released.items())
-    run('tools/convert_checkpoint.py', RELEASE, ours, '--key', 'model_ema')
+    run('tools/convert_checkpoint.py', RELEASE, ours, '--weights', 'ema')
     weight = read_checkpoint(ours)['state_dict']['head.fc.weight']
     torch.testing.assert_close(weight, released['head.weight'] + 0.01)
 

@@ -5,13 +5,14 @@ import os
 
 from vcmamba_mm.checkpoint import (
     CheckpointError,
-    extract_state_dict,
+    from_released,
     is_released,
     read_checkpoint,
+    take_weights,
     to_released,
     write_checkpoint,
 )
-from vcmamba_mm.engine import one_line_errors
+from vcmamba_mm.engine import add_weights_argument, one_line_errors
 
 
 def parse_args() -> argparse.Namespace:
@@ -23,40 +24,30 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='from our names to the released ones',
     )
-    parser.add_argument(
-        '--key',
-        choices=['model', 'model_ema'],
-        default='model',
-        help='which weights of a released file: raw or averaged',
-    )
+    add_weights_argument(parser)
     return parser.parse_args()
 
 
-def convert(src: str, dst: str, reverse: bool, key: str) -> int:
+def convert(src: str, dst: str, reverse: bool, weights: str | None) -> int:
     """Convert a file; return how many keys it has."""
     if os.path.realpath(src) == os.path.realpath(dst):
         raise CheckpointError(
             f'{dst} is the checkpoint to convert: name another file to write'
         )
-    checkpoint = read_checkpoint(src)
-    released = any(
-        isinstance(weights, dict) and is_released(weights)
-        for weights in (checkpoint, checkpoint.get(key))
-    )
-    if released == reverse:
+    state_dict = take_weights(read_checkpoint(src), src, weights)
+    if is_released(state_dict) == reverse:
         raise CheckpointError(
-            f'checkpoint {src} has {"released" if released else "no released"}'
-            f' names{"" if released else f" under {key!r}"}: '
-            f'{"leave out" if reverse else "to go the other way use"} '
-            '--reverse'
+            f'checkpoint {src} has released names: leave out --reverse'
+            if reverse
+            else f'checkpoint {src} has no released names: to go the other '
+            'way use --reverse'
         )
-    state_dict = extract_state_dict(checkpoint, src, key)
     converted = (
         dict(model=to_released(state_dict))
         if reverse
         else dict(
-            meta=dict(source=os.path.basename(src), key=key),
-            state_dict=state_dict,
+            meta=dict(source=os.path.basename(src)),
+            state_dict=from_released(state_dict),
         )
     )
     write_checkpoint(converted, dst)
@@ -66,7 +57,7 @@ def convert(src: str, dst: str, reverse: bool, key: str) -> int:
 def main() -> None:
     args = parse_args()
     with one_line_errors(CheckpointError, OSError):
-        count = convert(args.src, args.dst, args.reverse, args.key)
+        count = convert(args.src, args.dst, args.reverse, args.weights)
     print(f'{count} keys written to {args.dst}')
 
 

@@ -18,7 +18,11 @@ from vcmamba_mm.deploy.export import (
     ExportError,
     export,
 )
-from vcmamba_mm.engine import SETUP_ERRORS, one_line_errors
+from vcmamba_mm.engine import (
+    SETUP_ERRORS,
+    add_weights_argument,
+    one_line_errors,
+)
 from vcmamba_mm.inference import get_model
 from vcmamba_mm.model_zoo import load_config
 from vcmamba_mm.ops.scan import BackendError
@@ -31,6 +35,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('config', help='config file, or name of a model')
     parser.add_argument('checkpoint', help='checkpoint file or URL')
+    add_weights_argument(parser)
     parser.add_argument(
         '--format',
         choices=list(FORMATS),
@@ -95,7 +100,7 @@ def main() -> None:
     args = parse_args()
     with one_line_errors(*SETUP_ERRORS, BackendError, ExportError):
         cfg = load_config(args.config)
-        model = get_model(cfg, args.checkpoint, device='cpu')
+        model = get_model(cfg, args.checkpoint, 'cpu', args.weights)
         shape = args.shape or cfg.get(
             'crop_size', cfg.model.backbone.get('img_size', 224)
         )

@@ -11,6 +11,7 @@ from vcmamba_mm.engine import (
     LOOP_ERRORS,
     SETUP_ERRORS,
     add_common_arguments,
+    add_weights_argument,
     build_runner,
     load_config,
     one_line_errors,
@@ -24,6 +25,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file or URL')
+    add_weights_argument(parser)
     parser.add_argument(
         '--tta', action='store_true', help='test-time augmentation'
     )
@@ -75,7 +77,7 @@ def main() -> None:
     args = parse_args()
     with one_line_errors(*SETUP_ERRORS):
         cfg = load_config(args)
-        cfg.load_from = args.checkpoint
+        cfg.load_from, cfg.load_weights = args.checkpoint, args.weights
         cfg.resume = False
         if args.tta:
             use_tta(cfg)

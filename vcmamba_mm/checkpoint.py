@@ -446,42 +446,126 @@ def _some(names: Iterable[str], limit: int = 8) -> str:
 
 # --------------------------------------------------------------- state dicts
 
+# The two sets of weights that a checkpoint may hold: those that were trained,
+# and their average.
+WEIGHTS = ('raw', 'ema')
 
-def extract_state_dict(
-    checkpoint: dict, source: str | os.PathLike, key: str = 'model'
+# Under which entries; the set that is taken by default comes first.
+_LAYOUTS = (
+    # MMEngine's EMAHook saves the average in the place of the weights, and
+    # the weights as the average.
+    (
+        dict(ema='state_dict', raw='ema_state_dict'),
+        "which MMEngine's EMAHook validates",
+    ),
+    (
+        dict(raw='state_dict', ema='state_dict_ema'),
+        "which timm's files are loaded with",
+    ),
+    (
+        dict(raw='model', ema='model_ema'),
+        "which the release's own test takes",
+    ),
+)
+
+
+def _split(weights: dict) -> dict[str | None, dict]:
+    """Find the weights that MMCV's EMAHook kept among their average."""
+    kept = {key: f'ema_{str(key).replace(".", "_")}' for key in weights}
+    raw = {key: weights[name] for key, name in kept.items() if name in weights}
+    if not raw:
+        return {None: weights}
+    ema = {k: v for k, v in weights.items() if k not in kept.values()}
+    return dict(ema=ema, raw={**ema, **raw})
+
+
+def _weight_sets(checkpoint: dict) -> tuple[dict[str | None, dict], str]:
+    """Find the sets of weights by name, and say why the first is first.
+
+    A set without another one has no name: nothing tells which it is.
+    """
+    for layout, reason in _LAYOUTS:
+        sets = {
+            kind: checkpoint[entry]
+            for kind, entry in layout.items()
+            if isinstance(checkpoint.get(entry), dict)
+        }
+        if len(sets) < 2:
+            continue
+        meta = checkpoint.get('meta')
+        ranked = meta.get('weights') if isinstance(meta, dict) else None
+        if ranked in WEIGHTS:
+            return {ranked: sets[ranked], **sets}, 'which its run ranked'
+        return sets, reason
+    entries = (checkpoint.get('state_dict'), checkpoint.get('model'))
+    weights = next((e for e in entries if isinstance(e, dict)), checkpoint)
+    return _split(weights), "which MMCV's EMAHook validated"
+
+
+def take_weights(
+    checkpoint: dict, source: str | os.PathLike, weights: str | None = None
 ) -> StateDict:
-    """Take the weights out of a checkpoint of either layout, in our names.
+    """Take the weights out of a checkpoint, with the names that they have.
 
     Args:
         checkpoint: What ``read_checkpoint`` returned.
-        source: Where it came from, for error messages.
-        key: Which weights: 'model', the raw ones, or 'model_ema', their
-            average.
+        source: Where it came from, for messages.
+        weights: Which, if there are two sets: 'raw' or their average 'ema'.
+            By default those that the validation of that run ranked, which
+            ``checkpoint['meta']['weights']`` says; if it does not, those that
+            whoever wrote the file tests. One line says which.
 
     Raises:
-        CheckpointError: If there are no weights in it.
+        CheckpointError: If there are no weights in it, or not those.
+        ValueError: If there is no such choice.
     """
-    average = checkpoint.get('ema_state_dict')
-    if key == 'model' and isinstance(average, dict):
-        # MMEngine's EMAHook saves the average as state_dict and the raw
-        # weights as ema_state_dict.
+    if weights not in (None, *WEIGHTS):
+        raise ValueError(
+            f'weights must be one of {WEIGHTS}, or None, got {weights!r}'
+        )
+    sets, reason = _weight_sets(checkpoint)
+    kind = weights or next(iter(sets))
+    if kind not in sets:
+        raise CheckpointError(
+            f'checkpoint {source} holds one set of weights and does not say '
+            f'which: leave weights={weights!r} out to take it'
+        )
+    state_dict = sets[kind]
+    # A wrapper's; of an average it has tensors of its own beside the model's.
+    prefix = 'module.'
+    if any(str(key).startswith(prefix) for key in state_dict):
         state_dict = {
-            k: v for k, v in average.items() if k.startswith('module.')
+            key.removeprefix(prefix): value
+            for key, value in state_dict.items()
+            if str(key).startswith(prefix)
         }
-    else:
-        for name in ('state_dict', key):
-            if isinstance(checkpoint.get(name), dict):
-                state_dict = checkpoint[name]
-                break
-        else:
-            state_dict = checkpoint
-    state_dict = {k.removeprefix('module.'): v for k, v in state_dict.items()}
-    others = [k for k, v in state_dict.items() if not isinstance(v, Tensor)]
-    if others or not state_dict:
+    if not state_dict or not all(
+        isinstance(key, str) and isinstance(value, Tensor)
+        for key, value in state_dict.items()
+    ):
         raise CheckpointError(
             f"checkpoint {source} holds no weights under 'state_dict' or "
-            f'{key!r}; its entries are: {_some(map(str, checkpoint))}'
+            f"'model'; its entries are: {_some(map(str, checkpoint))}"
         )
+    if len(sets) == 2:
+        (other,) = sets.keys() - {kind}
+        print_log(
+            f'{source} holds two sets of weights: {kind!r} is loaded, '
+            f'{"as asked" if weights else reason}; weights={other!r} is the '
+            'other one',
+            logger='current',
+        )
+    return dict(state_dict)
+
+
+def extract_state_dict(
+    checkpoint: dict, source: str | os.PathLike, weights: str | None = None
+) -> StateDict:
+    """Take the weights out of a checkpoint, in our names.
+
+    Args and errors: as ``take_weights``.
+    """
+    state_dict = take_weights(checkpoint, source, weights)
     return from_released(state_dict) if is_released(state_dict) else state_dict
 
 
@@ -553,7 +637,9 @@ def init_from_pretrained(module: BaseModule, part: str) -> bool:
         )
     path = pretrained[0]['checkpoint']
     prefix = pretrained[0].get('prefix', part).rstrip('.') + '.'
-    state_dict = extract_state_dict(read_checkpoint(path), path)
+    state_dict = extract_state_dict(
+        read_checkpoint(path), path, pretrained[0].get('weights')
+    )
     if any(k.startswith(prefix) for k in state_dict):
         state_dict = {
             k.removeprefix(prefix): v

@@ -27,6 +27,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from .checkpoint import (
+    WEIGHTS,
     CheckpointError,
     check_fit,
     check_resumable,
@@ -73,6 +74,17 @@ def add_common_arguments(parser: ArgumentParser) -> None:
         default=0,
         dest='local_rank',
         help='set by torch.distributed.launch',
+    )
+
+
+def add_weights_argument(parser: ArgumentParser) -> None:
+    """Add the choice of weights to a tool that reads a checkpoint."""
+    parser.add_argument(
+        '--weights',
+        choices=WEIGHTS,
+        help='which weights of a checkpoint that also holds their average: '
+        'raw, or ema for the average; by default those that were ranked when '
+        'its run validated',
     )
 
 
@@ -160,6 +172,7 @@ _SETTINGS = {
     *('activation_checkpointing', 'compile', 'efficient_conv_bn_eval'),
     *('find_unused_parameters', 'model_wrapper_cfg', 'strategy', 'sync_bn'),
     *('auto_scale_lr', 'custom_imports', 'tta_model', 'tta_pipeline'),
+    'load_weights',
 }
 
 
@@ -353,11 +366,13 @@ class SafeRunner(Runner):
 
     Checkpoints are written and read wholly or not, and no code in them runs.
     ``load_from`` and the checkpoint to test may be MMEngine's or the authors'
-    released files. A resumed run has the seed of the interrupted one. The
-    key ``resume_from`` of the config is a checkpoint, or ``'auto'`` for the
-    latest good one in the work dir, if there is one. Under torchrun with
-    restarts a checkpoint is where the run began: if the work dir has some that
-    came of it, the latest of those is taken.
+    released files; the key ``load_weights`` of the config says which of two
+    sets of weights is taken, as in ``checkpoint.take_weights``. A resumed run
+    has the seed of the interrupted one. The key ``resume_from`` of the config
+    is a checkpoint, or ``'auto'`` for the latest good one in the work dir, if
+    there is one. Under torchrun with restarts a checkpoint is where the run
+    began: if the work dir has some that came of it, the latest of those is
+    taken.
     """
 
     def set_randomness(self, seed: int | None = None, **kwargs) -> None:
@@ -512,8 +527,17 @@ class SafeRunner(Runner):
             model = model.module
         if isinstance(model, BaseTTAModel):
             model = model.module
-        state_dict = extract_state_dict(checkpoint, filename)
-        check_fit(model, state_dict, filename)
+        averages = [hook for hook in self.hooks if isinstance(hook, EMAHook)]
+        both = 'ema_state_dict' in checkpoint
+        if not (self._resume and averages and both):
+            weights = self.cfg.get('load_weights')
+            if self._resume:
+                weights = 'raw' if both else None
+            checkpoint['state_dict'] = extract_state_dict(
+                checkpoint, filename, weights
+            )
+            checkpoint.pop('ema_state_dict', None)
+        check_fit(model, checkpoint['state_dict'], filename)
         if isinstance(self._test_loop, BaseLoop):
             meta = checkpoint.get('meta', {}).get('dataset_meta') or {}
             _compare_classes(
@@ -521,12 +545,15 @@ class SafeRunner(Runner):
                 _classes(self.test_loop.dataloader),
                 'test',
             )
-        averages = any(isinstance(hook, EMAHook) for hook in self.hooks)
-        if not (averages and 'ema_state_dict' in checkpoint):
-            checkpoint['state_dict'] = state_dict
-        # EMAHook puts the raw weights back under this name.
+        # In a resumed run EMAHook puts the raw weights back under their name.
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         model.load_state_dict(checkpoint['state_dict'])
+        if not self._resume:
+            # What is tested, and where averages begin, is what was loaded.
+            for hook in averages:
+                hook.ema_model.module.load_state_dict(
+                    hook.src_model.state_dict()
+                )
         self._has_loaded = True
         self.logger.info(f'Load checkpoint from {filename}')
         return checkpoint
@@ -552,12 +579,16 @@ class SafeRunner(Runner):
             and type(get_file_backend(out_dir)) is LocalBackend
         ):
             backend_args = dict(backend='atomic')
+        meta = dict(meta or {}, begun_with=self._begun_with)
+        # mmpretrain's EMAHook can be told to validate the weights instead.
+        if not all(getattr(h, 'evaluate_on_ema', True) for h in self.hooks):
+            meta['weights'] = 'raw'
         super().save_checkpoint(
             out_dir,
             filename,
             file_client_args,
             *args,
-            meta=dict(meta or {}, begun_with=self._begun_with),
+            meta=meta,
             backend_args=backend_args,
             **kwargs,
         )
@@ -705,6 +736,8 @@ def build_runner(cfg: Config, *loops: str) -> SafeRunner | FlexibleRunner:
             resume, _ = find_resumable(cfg.work_dir) or (None, None)
         cfg.resume = bool(resume)
         cfg.load_from = resume or cfg.get('load_from')
+        if not resume and cfg.get('load_weights'):
+            cfg.strategy.load_weights = cfg.load_weights
     if get_device() == 'cpu':
         adapt_to_cpu(cfg)
     runner = (FlexibleRunner if sharded else SafeRunner).from_cfg(cfg)

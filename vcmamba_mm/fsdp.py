@@ -37,11 +37,15 @@ class FSDP2Strategy(DDPStrategy):
     weights, as without it; the optimizer's states are under other names, so a
     run that was begun sharded is resumed sharded.
 
+    Args:
+        load_weights: Which of two sets of weights ``load_from`` takes, as
+            ``checkpoint.take_weights``.
+
     Raises:
         ImportError: If PyTorch is older than 2.6.
     """
 
-    def __init__(self, **kwargs) -> None:
+    def __init__(self, *, load_weights: str | None = None, **kwargs) -> None:
         if torch.__version__ < '2.6':
             raise ImportError(
                 'FSDP2Strategy needs PyTorch >= 2.6 '
@@ -49,6 +53,7 @@ class FSDP2Strategy(DDPStrategy):
                 f'{torch.__version__}'
             )
         super().__init__(**kwargs)
+        self.load_weights = load_weights
 
     def _wrap_model(self, model: nn.Module) -> nn.Module:
         from torch.distributed.fsdp import fully_shard
@@ -105,7 +110,9 @@ class FSDP2Strategy(DDPStrategy):
             CheckpointError: If the file cannot be read or does not fit.
         """
         checkpoint = read_checkpoint(filename)
-        state_dict = extract_state_dict(checkpoint, filename)
+        state_dict = extract_state_dict(
+            checkpoint, filename, self.load_weights
+        )
         check_fit(self.model, state_dict, filename)
         checkpoint['state_dict'] = state_dict
         if callback is not None:

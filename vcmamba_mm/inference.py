@@ -48,13 +48,16 @@ def _config_meta(cfg: Config) -> dict:
 
 
 def _load(
-    model: BaseModel, cfg: Config, checkpoint: str | Path | None
+    model: BaseModel,
+    cfg: Config,
+    checkpoint: str | Path | None,
+    weights: str | None,
 ) -> None:
     """Give a model its weights and the names of its classes."""
     meta = _config_meta(cfg)
     if checkpoint is not None:
         content = read_checkpoint(checkpoint)
-        state_dict = extract_state_dict(content, checkpoint)
+        state_dict = extract_state_dict(content, checkpoint, weights)
         check_fit(model, state_dict, checkpoint)
         model.load_state_dict(state_dict)
         meta.update(content.get('meta', {}).get('dataset_meta') or {})
@@ -66,6 +69,7 @@ def get_model(
     model: str | Path | Config,
     checkpoint: str | Path | None = None,
     device: str | None = None,
+    weights: str | None = None,
 ) -> BaseModel:
     """Build a classifier or a segmenter, in eval mode.
 
@@ -75,6 +79,8 @@ def get_model(
         checkpoint: Of this project or, for a classifier, a released file;
             without one the weights are random.
         device: By default the GPU if there is one.
+        weights: 'raw' or 'ema', of a checkpoint that holds both; by default
+            those that its run ranked, see ``checkpoint.take_weights``.
 
     Returns:
         BaseModel: mmpretrain's or mmseg's; ``inference_model`` of either
@@ -95,7 +101,7 @@ def get_model(
         from mmpretrain import get_model as get_classifier
 
         built = get_classifier(cfg, device=device)
-    _load(built, cfg, checkpoint)
+    _load(built, cfg, checkpoint, weights)
     return built
 
 
@@ -103,6 +109,7 @@ def get_inferencer(
     model: str | Path | Config,
     checkpoint: str | Path | None = None,
     device: str | None = None,
+    weights: str | None = None,
 ) -> 'ClassificationInferencer | SegmentationInferencer':
     """Build mmpretrain's or mmseg's inferencer, with the test's pipeline.
 
@@ -118,12 +125,14 @@ def get_inferencer(
     if _scope(cfg) == 'mmpretrain':
         from .classification.inferencer import ClassificationInferencer
 
-        return ClassificationInferencer(get_model(cfg, checkpoint, device))
+        return ClassificationInferencer(
+            get_model(cfg, checkpoint, device, weights)
+        )
     from .segmentation import SegmentationInferencer
 
     with warnings.catch_warnings():
         # that it has no weights, and takes the classes of Cityscapes
         warnings.filterwarnings('ignore', '.*(not loaded|weights is None)')
         inferencer = SegmentationInferencer(cfg, device=device)
-    _load(inferencer.model, cfg, checkpoint)
+    _load(inferencer.model, cfg, checkpoint, weights)
     return inferencer

@@ -2,11 +2,12 @@
 
 import torch
 from mmengine.dist import get_world_size
-from mmengine.hooks import EMAHook, Hook, RuntimeInfoHook
+from mmengine.hooks import CheckpointHook, EMAHook, Hook, RuntimeInfoHook
 from mmengine.registry import HOOKS, MODELS
 from mmengine.runner import Runner
 
 from .analysis.complexity import count_macs
+from .checkpoint import extract_state_dict
 
 
 @HOOKS.register_module()
@@ -85,10 +86,19 @@ class RawAndEMAHook(EMAHook):
     A metric of the weights has its own name, the average's has ``_ema`` at its
     end; ``save_best`` may name either. Validation takes twice the time. What
     is tested is the weights. Arguments and checkpoints are those of MMEngine's
-    ``EMAHook``.
+    ``EMAHook``; ``meta['weights']`` says which set is the ranked one: 'ema' in
+    a best checkpoint by a metric of the average, else 'raw'.
     """
 
     priority = 'ABOVE_NORMAL'
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._best = set()
+
+    def before_train(self, runner: Runner) -> None:
+        super().before_train(runner)
+        self._best = self._best_checkpoints(runner)
 
     def before_val_epoch(self, runner: Runner) -> None:
         """The weights come first."""
@@ -107,7 +117,8 @@ class RawAndEMAHook(EMAHook):
             ).items()
         }
         self._swap_ema_parameters()
-        metrics.update(averages)
+        if metrics is not None:
+            metrics.update(averages)
         # It has recorded those of the weights before.
         RuntimeInfoHook().after_val_epoch(runner, averages)
 
@@ -119,7 +130,35 @@ class RawAndEMAHook(EMAHook):
     ) -> None:
         """Nothing was swapped."""
 
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        super().before_save_checkpoint(runner, checkpoint)
+        # MMEngine notes the name of a best checkpoint just before it saves it.
+        before, self._best = self._best, self._best_checkpoints(runner)
+        by_average = any(
+            metric.endswith('_ema') for metric, _ in self._best - before
+        )
+        checkpoint['meta']['weights'] = 'ema' if by_average else 'raw'
+
+    @staticmethod
+    def _best_checkpoints(runner: Runner) -> set[tuple[str, str | None]]:
+        """Metrics, and the best checkpoint by each of them so far."""
+        noted = runner.message_hub.runtime_info
+        return {
+            (
+                metric,
+                noted.get(f'best_ckpt_{metric}' if several else 'best_ckpt'),
+            )
+            for hook in runner.hooks
+            if isinstance(hook, CheckpointHook) and hook.save_best
+            for several in [len(hook.key_indicators) > 1]
+            for metric in hook.key_indicators
+        }
+
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        if 'ema_state_dict' in checkpoint and not runner._resume:
-            self._swap_ema_state_dict(checkpoint)  # the weights, not averaged
+        if not runner._resume:
+            # MMEngine's runner would take the average.
+            checkpoint['state_dict'] = extract_state_dict(
+                checkpoint, runner._load_from or 'the checkpoint'
+            )
+            checkpoint.pop('ema_state_dict', None)
         super().after_load_checkpoint(runner, checkpoint)

@@ -12,7 +12,11 @@ from vcmamba_mm.analysis.pictures import (
     model_inputs,
     trained_size,
 )
-from vcmamba_mm.engine import SETUP_ERRORS, one_line_errors
+from vcmamba_mm.engine import (
+    SETUP_ERRORS,
+    add_weights_argument,
+    one_line_errors,
+)
 from vcmamba_mm.inference import get_model
 from vcmamba_mm.model_zoo import load_config
 from vcmamba_mm.pictures import build_reading, viewable
@@ -23,6 +27,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('pictures', nargs='+')
     parser.add_argument('--model', required=True, metavar='NAME_OR_CONFIG')
     parser.add_argument('--checkpoint', required=True)
+    add_weights_argument(parser)
     parser.add_argument(
         '--label',
         type=int,
@@ -57,7 +62,7 @@ def main() -> None:
     args = parse_args()
     with one_line_errors(*SETUP_ERRORS):
         cfg = load_config(args.model)
-        model = get_model(cfg, args.checkpoint)
+        model = get_model(cfg, args.checkpoint, weights=args.weights)
         size = args.size or trained_size(model)
         read = build_reading(cfg)
         pictures = [load_picture(path, size, read) for path in args.pictures]

@@ -19,7 +19,11 @@ import torch
 from matplotlib import rc_context
 from mmengine.fileio import load
 
-from vcmamba_mm.engine import SETUP_ERRORS, one_line_errors
+from vcmamba_mm.engine import (
+    SETUP_ERRORS,
+    add_weights_argument,
+    one_line_errors,
+)
 from vcmamba_mm.inference import get_model
 from vcmamba_mm.model_zoo import load_config
 
@@ -38,6 +42,7 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument('command', choices=SCRIPTS)
     parser.add_argument('config', help='config file, or name of a model')
     parser.add_argument('checkpoint', help='ours or a released one')
+    add_weights_argument(parser)
     parser.add_argument('--out', required=True, help='PNG file to write')
     return parser.parse_known_args()
 
@@ -58,7 +63,7 @@ def find_script(command: str) -> Path:
 
 def save_for_mmpretrain(args: argparse.Namespace, folder: Path) -> Path:
     """Save the weights as MMEngine does, which reads nothing else."""
-    model = get_model(args.config, args.checkpoint, device='cpu')
+    model = get_model(args.config, args.checkpoint, 'cpu', args.weights)
     path = folder / 'weights.pth'
     meta = dict(dataset_meta=dict(model.dataset_meta))
     torch.save(dict(state_dict=model.state_dict(), meta=meta), path)

@@ -21,7 +21,11 @@ from vcmamba_mm.analysis.receptive_field import (
     side_of_share,
 )
 from vcmamba_mm.datasets.endings import is_picture
-from vcmamba_mm.engine import SETUP_ERRORS, one_line_errors
+from vcmamba_mm.engine import (
+    SETUP_ERRORS,
+    add_weights_argument,
+    one_line_errors,
+)
 from vcmamba_mm.inference import get_model
 from vcmamba_mm.model_zoo import load_config
 from vcmamba_mm.pictures import build_reading
@@ -37,6 +41,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('config', help='config file, or name of a model')
     parser.add_argument('checkpoint', nargs='?', help='after training')
+    add_weights_argument(parser)
     parser.add_argument(
         '--pictures',
         required=True,
@@ -121,7 +126,7 @@ def main() -> None:
         # Their constructors give all layers the weights training begins with.
         rows = {'before training': fields(get_model(cfg), pictures)}
         if args.checkpoint:
-            trained = get_model(cfg, args.checkpoint)
+            trained = get_model(cfg, args.checkpoint, weights=args.weights)
             rows['after training'] = fields(trained, pictures)
         draw(rows, args.out)
     sides = [side_of_share(maps[-1], SHARE) for maps in rows.values()]

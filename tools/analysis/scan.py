@@ -26,7 +26,11 @@ from vcmamba_mm.analysis.scan_maps import (
     memory_length,
     record_scan,
 )
-from vcmamba_mm.engine import SETUP_ERRORS, one_line_errors
+from vcmamba_mm.engine import (
+    SETUP_ERRORS,
+    add_weights_argument,
+    one_line_errors,
+)
 from vcmamba_mm.inference import get_model
 from vcmamba_mm.model_zoo import load_config
 from vcmamba_mm.ops.scan_paths import NUM_PATHS, scan_paths
@@ -74,6 +78,7 @@ def parse_args() -> argparse.Namespace:
             help='of a classifier or a segmenter',
         )
         command.add_argument('--checkpoint', help='by default random weights')
+        add_weights_argument(command)
         command.add_argument(
             '--layer',
             type=int,
@@ -210,7 +215,7 @@ def main() -> None:
             sentence = draw_paths(picture, args.stride, args.out)
         else:
             cfg = load_config(args.model)
-            model = get_model(cfg, args.checkpoint)
+            model = get_model(cfg, args.checkpoint, weights=args.weights)
             size = args.size or trained_size(model)
             picture = load_picture(args.picture, size, build_reading(cfg))
             inputs = model_inputs(model, [picture])

@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from ..engine import add_weights_argument
 from .data import write_dataset
 from .image import paint_pictures
 from .report import write_report
@@ -45,13 +46,19 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     image.add_argument(
         '--out', required=True, help='folder for the painted pictures'
     )
+    add_weights_argument(image)
     image.add_argument('--device', help='the GPU if there is one')
     return parser.parse_args(argv)
 
 
 def paint(args: argparse.Namespace) -> int:
     seen, failed = paint_pictures(
-        args.paths, args.model, args.checkpoint, args.out, args.device
+        args.paths,
+        args.model,
+        args.checkpoint,
+        args.out,
+        args.device,
+        args.weights,
     )
     for path, text in seen.items():
         print(f'{path}: {text}')

@@ -160,6 +160,7 @@ def paint_pictures(
     checkpoint: str,
     out: str | Path,
     device: str | None = None,
+    weights: str | None = None,
 ) -> tuple[dict[Path, str], dict[Path, str]]:
     """Paint the class on pictures, or the masks over them.
 
@@ -169,6 +170,7 @@ def paint_pictures(
         checkpoint: Its weights.
         out: Folder to be made; pictures keep their names there.
         device: By default the GPU if there is one.
+        weights: As in ``get_model``.
 
     Returns:
         tuple: By picture, what was seen in it, the classes with the largest
@@ -182,7 +184,7 @@ def paint_pictures(
     """
     pairs = find_pictures(paths, out)
     cfg = load_config(model)
-    inferencer = get_inferencer(cfg, checkpoint, device)
+    inferencer = get_inferencer(cfg, checkpoint, device, weights)
     is_segmenter = hasattr(inferencer.model, 'decode_head')
     paint = (_masks_painter if is_segmenter else _classes_painter)(inferencer)
     read = build_reading(cfg)

@@ -25,6 +25,7 @@ loader = dict(
         data_root='data/tiny',
         metainfo=dict(classes=[str(i) for i in range(10)]),
         pipeline=[
+            dict(type='SeedSample'),
             dict(type='LoadImageStrict'),
             dict(type='Resize', scale=(64, 64)),
             dict(type='PackInputs'),
