@@ -570,28 +570,36 @@ def extract_state_dict(
 
 
 def check_fit(
-    module: nn.Module, state_dict: StateDict, source: str | os.PathLike
+    module: nn.Module,
+    state_dict: StateDict,
+    source: str | os.PathLike,
+    load_from: bool = False,
 ) -> None:
     """Compare names and shapes before anything is loaded.
 
     Position embeddings may come with another grid: the model resizes them.
 
+    Args:
+        module: What would be loaded.
+        state_dict: Its weights, in our names.
+        source: Where they came from, for the message.
+        load_from: Whether a training is to begin with them.
+
     Raises:
         CheckpointError: If keys are missing or left over, or shapes differ;
-            it lists them.
+            it lists them, and says what helps where only other channels or,
+            with ``load_from``, other classes are the cause.
     """
     own = module.state_dict()
     missing, left_over = own.keys() - state_dict, state_dict.keys() - own
+    reshaped = [
+        key
+        for key in own.keys() & state_dict
+        if _fixed_shape(key, own) != _fixed_shape(key, state_dict)
+    ]
     shapes = [
-        f'{k} {tuple(state_dict[k].shape)} for {tuple(v.shape)}'
-        for k, v in own.items()
-        if k in state_dict
-        and (v.shape[:2] if k.endswith('pos_embed') else v.shape)
-        != (
-            state_dict[k].shape[:2]
-            if k.endswith('pos_embed')
-            else state_dict[k].shape
-        )
+        f'{k} {tuple(state_dict[k].shape)} for {tuple(own[k].shape)}'
+        for k in reshaped
     ]
     problems = [
         f'{what}: {_some(names)}'
@@ -602,16 +610,81 @@ def check_fit(
         )
         if names
     ]
-    if problems:
-        matched = len(own.keys() & state_dict.keys()) - len(shapes)
-        raise CheckpointError(
-            f'checkpoint {source} does not fit {type(module).__name__} '
-            f'({matched} of {len(own)} keys match). ' + '; '.join(problems)
+    if not problems:
+        return
+    first = _first_conv(module)
+    if first in reshaped and _fits_adapted(state_dict[first], own[first]):
+        problems.append(
+            'adapt_in_channels=True in init_cfg of the backbone adapts its '
+            'first convolution to another number of channels'
         )
+    fitting = [
+        part
+        for part in ('backbone', 'neck')
+        if any(key.startswith(part) for key in own)
+        and not any(
+            key.startswith(part) for key in (*missing, *left_over, *reshaped)
+        )
+    ]
+    if load_from and fitting:
+        settings = ' and '.join(
+            f"model.{part}.init_cfg=dict(type='Pretrained', prefix='{part}', "
+            f"checkpoint='{source}')"
+            for part in fitting
+        )
+        problems.append(
+            f'load_from takes whole models: for its {" and ".join(fitting)} '
+            f'with another head or other classes set {settings} instead'
+        )
+    matched = len(own.keys() & state_dict.keys()) - len(reshaped)
+    raise CheckpointError(
+        f'checkpoint {source} does not fit {type(module).__name__} '
+        f'({matched} of {len(own)} keys match). ' + '; '.join(problems)
+    )
+
+
+def _fixed_shape(key: str, state_dict: StateDict) -> torch.Size:
+    """Without the grid of a position embedding."""
+    shape = state_dict[key].shape
+    return shape[:2] if key.endswith('pos_embed') else shape
+
+
+def _first_conv(module: nn.Module) -> str | None:
+    """Name of the weight that the channels of the input meet."""
+    for name, its in module.named_modules():
+        if isinstance(its, nn.Conv2d):
+            return f'{name}.weight'
+    return None
+
+
+def _fits_adapted(weight: Tensor, wanted: Tensor) -> bool:
+    """Whether they are those of convolutions that differ in their input."""
+    shapes = [
+        (len(shape), shape[:1], shape[2:])
+        for shape in (weight.shape, wanted.shape)
+    ]
+    return shapes[0] == shapes[1]
+
+
+def _adapt_in_channels(weight: Tensor, wanted: Tensor) -> Tensor:
+    """Give a convolution's weight another number of input channels."""
+    before, channels = weight.shape[1], wanted.shape[1]
+    if channels == 1:
+        return weight.sum(1, keepdim=True)
+    repeated = weight[:, torch.arange(channels) % before]
+    return repeated * (before / channels)
 
 
 def init_from_pretrained(module: BaseModule, part: str) -> bool:
     """Load ``init_cfg=dict(type='Pretrained', checkpoint=...)``, all or none.
+
+    Further keys of ``init_cfg``: ``weights``, as in ``take_weights``;
+    ``prefix``; and ``adapt_in_channels``. If that is true, the first
+    convolution of a checkpoint with another number of input channels is
+    adapted. To one: it gets the sum over them, so a grey picture gives what
+    the same grey in all of them gave. To n: channel i gets the weights of
+    channel i modulo c of the checkpoint's c (of three: red, green, blue, red,
+    ...), times c / n.
 
     Args:
         module: Backbone or neck.
@@ -624,6 +697,7 @@ def init_from_pretrained(module: BaseModule, part: str) -> bool:
 
     Raises:
         CheckpointError: If not every key fits.
+        ValueError: If ``init_cfg`` holds something else.
     """
     init_cfgs = module.init_cfg or []
     if isinstance(init_cfgs, dict):
@@ -635,10 +709,19 @@ def init_from_pretrained(module: BaseModule, part: str) -> bool:
         raise ValueError(
             "init_cfg: 'Pretrained' loads every parameter, leave out the rest"
         )
-    path = pretrained[0]['checkpoint']
-    prefix = pretrained[0].get('prefix', part).rstrip('.') + '.'
+    cfg = pretrained[0]
+    known = ('checkpoint', 'prefix', 'weights', 'adapt_in_channels')
+    # MMEngine's `map_location` means nothing here: modules stay where they are
+    unknown = cfg.keys() - {'type', 'map_location', *known}
+    if unknown:
+        raise ValueError(
+            f"init_cfg: 'Pretrained' takes {', '.join(known)}; got "
+            f'{_some(unknown)}'
+        )
+    path = cfg['checkpoint']
+    prefix = cfg.get('prefix', part).rstrip('.') + '.'
     state_dict = extract_state_dict(
-        read_checkpoint(path), path, pretrained[0].get('weights')
+        read_checkpoint(path), path, cfg.get('weights')
     )
     if any(k.startswith(prefix) for k in state_dict):
         state_dict = {
@@ -646,6 +729,11 @@ def init_from_pretrained(module: BaseModule, part: str) -> bool:
             for k, v in state_dict.items()
             if k.startswith(prefix)
         }
+    first = _first_conv(module)
+    if cfg.get('adapt_in_channels') and first in state_dict:
+        wanted = module.get_parameter(first)
+        if _fits_adapted(state_dict[first], wanted):
+            state_dict[first] = _adapt_in_channels(state_dict[first], wanted)
     check_fit(module, state_dict, path)
     module.load_state_dict(state_dict)
     module._is_init = True

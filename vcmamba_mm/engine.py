@@ -537,7 +537,8 @@ class SafeRunner(Runner):
                 checkpoint, filename, weights
             )
             checkpoint.pop('ema_state_dict', None)
-        check_fit(model, checkpoint['state_dict'], filename)
+        trains = isinstance(self._train_loop, BaseLoop)
+        check_fit(model, checkpoint['state_dict'], filename, load_from=trains)
         if isinstance(self._test_loop, BaseLoop):
             meta = checkpoint.get('meta', {}).get('dataset_meta') or {}
             _compare_classes(

@@ -113,7 +113,7 @@ class FSDP2Strategy(DDPStrategy):
         state_dict = extract_state_dict(
             checkpoint, filename, self.load_weights
         )
-        check_fit(self.model, state_dict, filename)
+        check_fit(self.model, state_dict, filename, load_from=True)
         checkpoint['state_dict'] = state_dict
         if callback is not None:
             callback(checkpoint)

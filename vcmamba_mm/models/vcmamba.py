@@ -95,7 +95,9 @@ class VCMamba(BaseModule):
         init_cfg: Initialization config. ``dict(type='Pretrained',
             checkpoint=...)`` takes a path or URL of a checkpoint of this
             project (of a classifier, a segmenter, or the backbone alone) or
-            of the authors' release; every key must match.
+            of the authors' release; every key must match. Its further keys
+            ``weights`` and ``adapt_in_channels``:
+            ``vcmamba_mm.checkpoint.init_from_pretrained``.
 
     Raises:
         ValueError: If an argument or an input's size does not fit.
