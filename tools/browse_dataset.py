@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from mmcv.image import imresize
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.model import BaseDataPreprocessor
 from mmengine.registry import MODELS, init_default_scope
@@ -23,6 +23,7 @@ from torch import Tensor
 from vcmamba_mm.engine import (
     LOOP_ERRORS,
     SETUP_ERRORS,
+    Options,
     SafeRunner,
     check_data,
     load_config,
@@ -58,7 +59,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=Options,
         metavar='KEY=VALUE',
         help='override settings of the config',
     )

@@ -15,6 +15,7 @@ from vcmamba_mm.engine import (
     build_runner,
     load_config,
     one_line_errors,
+    replace_type,
 )
 
 
@@ -51,6 +52,11 @@ def use_tta(cfg: Config) -> None:
             '--tta needs tta_model and tta_pipeline in the config'
         )
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+    replace_type(
+        cfg.tta_model,
+        r'(mmseg\.([\w.]+\.)?)?SegTTAModel',
+        'AverageSegScoreTTA',
+    )
     cfg.model = dict(**cfg.tta_model, module=cfg.model)
 
 

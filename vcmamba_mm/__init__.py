@@ -33,7 +33,7 @@ from .datasets import SeededSampler, SeedSample
 from .hooks import AtomicCheckpointHook, CheckFiniteHook, IterSeedHook
 from .loops import ResumableEpochLoop
 from .masks import CheckMasksHook, LoadMaskStrict
-from .models import NormGlobalAveragePooling, VCMamba
+from .models import AverageSegScoreTTA, NormGlobalAveragePooling, VCMamba
 from .monitor import RawAndEMAHook, ThroughputHook
 from .optim import LayerDecayOptimWrapperConstructor
 from .results import PaintHook, SaveMasksHook
@@ -42,6 +42,7 @@ from .version import __version__
 
 __all__ = [
     'AtomicCheckpointHook',
+    'AverageSegScoreTTA',
     'CheckFiniteHook',
     'CheckMasksHook',
     'IterSeedHook',

@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentError, ArgumentParser, Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +21,7 @@ from mmengine.hooks import EMAHook
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict, _ParamScheduler
+from mmengine.registry import FUNCTIONS, OPTIMIZERS, Registry
 from mmengine.runner import BaseLoop, FlexibleRunner, Runner
 from torch import nn
 from torch.optim import Optimizer
@@ -36,6 +37,7 @@ from .checkpoint import (
     read_checkpoint,
 )
 from .datasets.sampling import SeedError
+from .errors import SettingError, meaning, message
 from .hooks import NonFiniteError
 from .loops import ResumeError, check_start
 from .masks import compare_folders
@@ -43,6 +45,29 @@ from .models.vcmamba import InputSizeError
 from .ops.scan import BackendError
 from .optim import CPUAmpOptimWrapper
 from .transforms import AnnotationError
+
+
+class Options(DictAction):
+    """MMEngine's ``--cfg-options``; wrong ones are said in one line."""
+
+    def __call__(
+        self,
+        parser: ArgumentParser,
+        namespace: Namespace,
+        values: list[str],
+        option_string: str | None = None,
+    ) -> None:
+        for value in values:
+            try:
+                super().__call__(parser, Namespace(), [value], option_string)
+            except (ValueError, AssertionError, RecursionError):
+                raise ArgumentError(
+                    self,
+                    f'{value}: is no KEY=VALUE, or the value neither a word, '
+                    'a number, nor a list of those; write what is more into a '
+                    'config',
+                ) from None
+        super().__call__(parser, namespace, values, option_string)
 
 
 def add_common_arguments(parser: ArgumentParser) -> None:
@@ -55,7 +80,7 @@ def add_common_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=Options,
         metavar='KEY=VALUE',
         help='override settings of the config, e.g. '
         'train_dataloader.batch_size=64 model.backbone.drop_path_rate=0.1',
@@ -88,29 +113,21 @@ def add_weights_argument(parser: ArgumentParser) -> None:
     )
 
 
-def _message(error: Exception) -> str:
-    """What an error says, or if it says nothing its type, in one line."""
-    # str() puts the text of a KeyError into quotes.
-    quoted = isinstance(error, KeyError) and error.args
-    text = str(error.args[0] if quoted else error) or type(error).__name__
-    if 'Original Traceback' in text:  # from a worker of a data loader
-        text = text.strip().splitlines()[-1].split(': ', 1)[-1]
-    return ' '.join(text.split())
-
-
 @contextmanager
 def one_line_errors(*errors: type[Exception]) -> Iterator[None]:
     """End the program with one line and exit code 2 on one of ``errors``.
 
-    With ``VCMAMBA_MM_TRACEBACK=1`` in the environment they pass through.
+    So do those that a wrong setting is known for, of whatever type. With
+    ``VCMAMBA_MM_TRACEBACK=1`` in the environment they all pass through.
     """
     try:
         yield
-    except errors as error:
-        if os.environ.get('VCMAMBA_MM_TRACEBACK') == '1':
+    except Exception as error:
+        known = isinstance(error, errors) or meaning(error)
+        if not known or os.environ.get('VCMAMBA_MM_TRACEBACK') == '1':
             raise
         print(
-            f'error: {_message(error)} (VCMAMBA_MM_TRACEBACK=1 shows where)',
+            f'error: {message(error)} (VCMAMBA_MM_TRACEBACK=1 shows where)',
             file=sys.stderr,
             flush=True,
         )
@@ -136,17 +153,13 @@ class ProcessError(RuntimeError):
     """A data worker, or another process of the run, hangs or is gone."""
 
 
-class SettingError(ValueError):
-    """A setting of the config that cannot be, in the key it names."""
-
-
 @contextmanager
 def _setting(key: str) -> Iterator[None]:
     """Say which setting is wrong."""
     try:
         yield
     except SETUP_ERRORS as error:
-        raise SettingError(f'{key}: {_message(error)}') from error
+        raise SettingError(f'{key}: {message(error)}') from error
 
 
 # ... and what may only turn up while the loop runs.
@@ -253,29 +266,29 @@ def name_unreadable(cfg: Config, *loops: str) -> None:
     for loop in loops:
         dataloader = cfg.get(f'{loop}_dataloader')
         loading = r'(mm[\w.]+\.)?LoadImageFromFile'
-        _replace_type(dataloader, loading, 'LoadImageStrict')
+        replace_type(dataloader, loading, 'LoadImageStrict')
         if segments:
             loading = r'(mmseg\.([\w.]+\.)?)?LoadAnnotations'
-            _replace_type(dataloader, loading, 'LoadMaskStrict')
+            replace_type(dataloader, loading, 'LoadMaskStrict')
         if cfg.get('default_scope') == 'mmpretrain':
             from . import classification  # noqa: F401 - registers it
 
             folders = r'(mmpretrain\.([\w.]+\.)?)?CustomDataset'
-            _replace_type(dataloader, folders, 'ClassFolders')
+            replace_type(dataloader, folders, 'ClassFolders')
     if segments:
         hooks = cfg.setdefault('default_hooks', ConfigDict())
         hooks.setdefault('check_masks', dict(type='CheckMasksHook'))
 
 
-def _replace_type(cfg: ConfigDict | list, old: str, new: str) -> int:
+def replace_type(cfg: ConfigDict | list, old: str, new: str) -> int:
     """Turn every type that ``old``, a regular expression, matches as a whole
     into ``new``, in place; return how many.
     """
     if isinstance(cfg, (list, tuple)):
-        return sum(_replace_type(value, old, new) for value in cfg)
+        return sum(replace_type(value, old, new) for value in cfg)
     if not isinstance(cfg, dict):
         return 0
-    count = sum(_replace_type(value, old, new) for value in cfg.values())
+    count = sum(replace_type(value, old, new) for value in cfg.values())
     kind = cfg.get('type')
     if isinstance(kind, type):  # of a config in pure Python
         kind = f'{kind.__module__}.{kind.__name__}'
@@ -294,7 +307,7 @@ def adapt_to_cpu(cfg: Config) -> None:
     """
     if (cfg.get('optim_wrapper') or {}).get('type') == 'AmpOptimWrapper':
         cfg.optim_wrapper.type = CPUAmpOptimWrapper.__name__
-    if _replace_type(cfg.model, r'(mm\w+\.)?SyncBN', 'BN'):
+    if replace_type(cfg.model, r'(mm\w+\.)?SyncBN', 'BN'):
         print_log(
             'No GPU: SyncBN becomes BN (each process normalizes its own batch)'
         )
@@ -361,6 +374,31 @@ def _kill_data_workers() -> None:
         worker.kill()
 
 
+# Settings of a data loader that PyTorch refuses where there are no workers.
+_OF_WORKERS = (
+    'timeout',
+    'persistent_workers',
+    'prefetch_factor',
+    'multiprocessing_context',
+)
+
+
+def _check_type(registry: Registry, cfg: dict | None) -> None:
+    """Look whether a registry has a type, where MMEngine does not.
+
+    Raises:
+        KeyError: If not, with what MMEngine says of the others.
+    """
+    name = (cfg or {}).get('type')
+    if isinstance(name, str):
+        with registry.switch_scope_and_registry(None) as registry:
+            if registry.get(name) is None:
+                raise KeyError(
+                    f'{name} is not in the {registry.scope}::{registry.name} '
+                    'registry'
+                )
+
+
 class SafeRunner(Runner):
     """MMEngine's runner for runs that are interrupted.
 
@@ -421,6 +459,8 @@ class SafeRunner(Runner):
             SettingError: If a setting is wrong.
         """
         with _setting('optim_wrapper'):
+            if isinstance(optim_wrapper, dict):
+                _check_type(OPTIMIZERS, optim_wrapper.get('optimizer'))
             return super().build_optim_wrapper(optim_wrapper)
 
     def build_param_scheduler(
@@ -432,9 +472,7 @@ class SafeRunner(Runner):
             SettingError: If a setting is wrong, for one if a part of the
                 schedule would begin after the end of the run.
         """
-        with _setting(
-            'param_scheduler (a part without end ends with the run)'
-        ):
+        with _setting('param_scheduler'):
             return super().build_param_scheduler(scheduler)
 
     def _choose_checkpoint(self, path: str) -> tuple[str, int] | None:
@@ -461,13 +499,15 @@ class SafeRunner(Runner):
     ) -> DataLoader:
         """As MMEngine's; workers may take ``timeout`` seconds for a batch.
 
-        300 by default, less than the processes wait for each other.
+        300 by default, less than the processes wait for each other. With
+        ``num_workers=0`` the settings of workers mean nothing.
         """
         if isinstance(dataloader, dict):
-            timeout = dataloader.get('timeout', 300)
+            dataloader = {'timeout': 300, **dataloader}
             if not dataloader.get('num_workers'):
-                timeout = 0
-            dataloader = {**dataloader, 'timeout': timeout}
+                for key in _OF_WORKERS:
+                    dataloader.pop(key, None)
+            _check_type(FUNCTIONS, dataloader.get('collate_fn'))
         return Runner.build_dataloader(dataloader, *args, **kwargs)
 
     def train(self) -> nn.Module:
@@ -619,28 +659,73 @@ def _compare_classes(
             )
 
 
-def check_classes(runner: Runner) -> None:
-    """Compare the classes of the training data with the others.
+def _heads(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The heads that have a number of classes, with their keys."""
+    for key in ('head', 'decode_head', 'auxiliary_head', 'bbox_head'):
+        heads = getattr(getattr(model, 'roi_head', model), key, None)
+        if not isinstance(heads, nn.ModuleList):  # of a cascade
+            heads = [heads]
+        for head in heads:
+            if getattr(head, 'num_classes', None):
+                yield f'model.{key}', head
+
+
+def _check_losses(key: str, head: nn.Module) -> None:
+    """Look whether a head and its losses go together.
 
     Raises:
-        ValueError: If the head has another number of them, or the validation
-            data number them otherwise.
+        SettingError: If a loss weighs another number of outputs, or the one
+            output that mmseg has for two classes is not used for two.
+    """
+    outputs = getattr(head, 'out_channels', head.num_classes)
+    losses = list(head.modules())
+    for name in ('class_weight', 'pos_weight'):
+        for loss in losses:
+            weight = getattr(loss, name, None)
+            if hasattr(weight, '__len__') and len(weight) != outputs:
+                raise SettingError(
+                    f'{name} of the {type(loss).__name__} of {key} has '
+                    f'{len(weight)} numbers for {outputs} outputs: give one '
+                    'for each'
+                )
+    binary = getattr(head, 'out_channels', None) == 1
+    softmax = any(getattr(x, 'use_sigmoid', None) is False for x in losses)
+    if binary and (softmax or head.num_classes == 1):
+        raise SettingError(
+            f'{key} has one output: to tell an object from its background '
+            'set num_classes=2, out_channels=1 and '
+            'loss_decode.use_sigmoid=True, and name both in metainfo'
+        )
+
+
+def check_classes(runner: Runner) -> None:
+    """Compare the classes of the training data with all that has a number.
+
+    Raises:
+        SettingError: If the head, the weights of its loss or what mixes
+            pictures have another number of them, or the validation data
+            number them otherwise.
     """
     model = (
         runner.model.module if is_model_wrapper(runner.model) else runner.model
     )
-    heads = (
-        getattr(getattr(model, 'roi_head', model), name, None)
-        for name in ('head', 'decode_head', 'bbox_head')
-    )
-    head = next(filter(None, heads), None)
     classes = _classes(runner.train_loop.dataloader)
-    num_classes = getattr(head, 'num_classes', None)
-    if classes and num_classes and len(classes) != num_classes:
-        raise ValueError(
-            f'the training data has {len(classes)} classes, the head '
-            f'{num_classes}: set num_classes in the config'
-        )
+    numbers = []
+    for key, head in _heads(model):
+        if key != 'model.auxiliary_head':  # may have classes of its own
+            numbers.append(('the head', head.num_classes, key))
+        if key != 'model.bbox_head':  # weighs the background, too
+            _check_losses(key, head)
+    preprocessor = model.data_preprocessor
+    if getattr(preprocessor, 'batch_augments', None):
+        number = getattr(preprocessor, 'num_classes', None)
+        numbers.append(('what mixes pictures', number, 'data_preprocessor'))
+    for name, number, key in numbers:
+        if classes and number and number != len(classes):
+            raise SettingError(
+                f'the training data has {len(classes)} classes, {name} '
+                f'{number}: set {key}.num_classes in the config'
+            )
     if runner.val_loop is not None:
         _compare_classes(
             classes, _classes(runner.val_loop.dataloader), 'validation'
@@ -715,6 +800,27 @@ def _empty_data(key: str) -> Iterator[None]:
         ) from error
 
 
+def _check_loop(name: str, loop: BaseLoop) -> None:
+    """Look for what would end a run as late as in its first validation.
+
+    Raises:
+        SettingError: If validation comes after every 0 epochs or iterations,
+            or classes that are measured have no names.
+    """
+    if getattr(loop, 'val_interval', 1) < 1:
+        raise SettingError(
+            f'train_cfg.val_interval must be at least 1, got '
+            f'{loop.val_interval}: --no-validate leaves validation out'
+        )
+    metrics = loop.evaluator.metrics if hasattr(loop, 'evaluator') else []
+    names = [type(metric).__name__ for metric in metrics]
+    if 'IoUMetric' in names and not _classes(loop.dataloader):
+        raise SettingError(
+            f'{name}_dataloader.dataset has no names of classes, which '
+            'IoUMetric wants: set metainfo=dict(classes=(...), palette=[...])'
+        )
+
+
 def build_runner(cfg: Config, *loops: str) -> SafeRunner | FlexibleRunner:
     """Build the runner, and the loops named, so that what is wrong shows now.
 
@@ -749,6 +855,7 @@ def build_runner(cfg: Config, *loops: str) -> SafeRunner | FlexibleRunner:
                 built = getattr(runner, f'{loop}_loop')
             dataloader = getattr(built, 'dataloader', None)
             compare_folders(getattr(dataloader, 'dataset', None))
+            _check_loop(loop, built)
     if 'train' in loops:
         check_classes(runner)
     return runner

@@ -15,6 +15,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
+from .errors import SettingError
 from .files import remove_leftovers, write_file
 
 
@@ -100,6 +101,12 @@ class AtomicCheckpointHook(CheckpointHook):
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
         if not self.save_best:
             return
+        unknown = {*self.key_indicators} - {'auto', *metrics}
+        if unknown:
+            raise SettingError(
+                f'default_hooks.checkpoint.save_best: {", ".join(unknown)} is '
+                f'not measured, only {", ".join(metrics)}'
+            )
         # MMEngine's method removes the best before it has written a better
         # one, unless it does not know of it.
         self._best_before = self._best

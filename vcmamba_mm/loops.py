@@ -89,6 +89,9 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
         self._epoch += 1
 
     def _batches(self, seen: int) -> Iterator[dict]:
+        if not seen:
+            yield from self.dataloader
+            return
         batch_sampler = self.dataloader.batch_sampler
         sampler = batch_sampler.sampler
         batch_sampler.sampler = _Rest(sampler, seen * batch_sampler.batch_size)

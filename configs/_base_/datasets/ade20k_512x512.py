@@ -31,7 +31,7 @@ test_pipeline = [
     dict(type='LoadAnnotations', reduce_zero_label=True),
     dict(type='PackSegInputs'),
 ]
-tta_model = dict(type='SegTTAModel')
+tta_model = dict(type='AverageSegScoreTTA')
 tta_pipeline = [
     dict(type='LoadImageStrict'),
     dict(
