@@ -10,6 +10,7 @@ from mmengine.structures import PixelData
 from PIL import Image
 
 from vcmamba_mm import AverageSegScoreTTA
+from vcmamba_mm.demo.__main__ import main
 from vcmamba_mm.inference import get_model
 
 pytest.importorskip('mmseg')
@@ -53,7 +54,9 @@ loader = dict(
     num_workers=0,
     dataset=dict(data_root={{root!r}}, pipeline=test_pipeline),
 )
-train_dataloader = dict(loader, batch_size=2)
+train_dataloader = dict(
+    loader, batch_size=2, sampler=dict(_delete_=True, type='InfiniteSampler')
+)
 val_dataloader = loader
 test_dataloader = loader
 train_cfg = dict(max_iters=3, val_interval=3)
@@ -95,7 +98,7 @@ def probabilities(config, checkpoint, picture):
     return logits.sigmoid()[0, 0]
 
 
-def test_training_and_testing(run_here, root, tmp_path):
+def test_training_and_testing(run_here, root, tmp_path, capfd):
     config = tmp_path / 'binary.py'
     config.write_text(CONFIG.format(root=str(root)))
     work_dir = tmp_path / 'work'
@@ -128,6 +131,11 @@ def test_training_and_testing(run_here, root, tmp_path):
             assert sure.float().mean() > 0.9
             assert mask.unique().tolist() == [0, 1]
             assert torch.equal(mask[sure] == 1, expected[sure] > threshold)
+
+    argument = ['image', str(picture), '--model', str(config)]
+    argument += ['--checkpoint', str(checkpoint), '--out', str(tmp_path)]
+    assert not main(argument)
+    assert 'object' in capfd.readouterr().out
 
 
 def test_average_of_more_classes_is_mmseg_s():

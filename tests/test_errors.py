@@ -140,7 +140,7 @@ UPER = (
         # One picture of 32 x 32 pixels has one place in the last stage.
         (
             'train_dataloader=dict(batch_size=1)',
-            'train_dataloader.dataset.pipeline.1.scale=(32,32)',
+            'train_dataloader.dataset.pipeline.2.scale=(32,32)',
             'backbone.stages.3.downsample.1 normalizes each channel over the '
             'batch and has but one value of it',
         ),
@@ -214,11 +214,6 @@ def test_classifier(train, text, option, error):
             '',
             'train_dataloader.dataset.pipeline.3.crop_size=(512,512)',
             "a segmenter's model.data_preprocessor.size has to be its crop",
-        ),
-        (
-            "train_dataloader=dict(dataset=dict(type='BaseSegDataset'))",
-            '',
-            'the data set and what loads its masks need the same',
         ),
     ],
 )

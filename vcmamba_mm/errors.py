@@ -62,8 +62,6 @@ _REMEDIES = {
     'ends with the run',
     r'Failed to get [\w.]+$': 'there is nothing of this name; look at its '
     'spelling and at what is before the dot',
-    'Initialize dataset with `reduce_zero_label`': 'the data set and what '
-    'loads its masks need the same',
     'only one of size and size_divisor': 'of model.data_preprocessor',
     r'Target \d+ is out of bounds': 'this class is none of num_classes of a '
     'head, or of an auxiliary head',

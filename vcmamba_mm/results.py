@@ -154,7 +154,8 @@ class SaveMasksHook(_ResultsHook):
         inputs: Tensor,
         runner: Runner,
     ) -> None:
-        mask = sample.pred_sem_seg.data.squeeze(0).cpu().numpy()
+        # One output for two classes becomes 0.0 and 1.0.
+        mask = sample.pred_sem_seg.data.squeeze(0).long().cpu().numpy()
         if sample.get('reduce_zero_label'):
             mask = mask + 1
         content = io.BytesIO()

@@ -123,7 +123,8 @@ def _masks_painter(inferencer: 'SegmentationInferencer') -> Painter:
     def paint(
         image: np.ndarray, sample: 'SegDataSample', out_file: str
     ) -> str:
-        mask = sample.pred_sem_seg.data.cpu()
+        # One output for two classes becomes 0.0 and 1.0.
+        mask = sample.pred_sem_seg.data.long().cpu()
         scale = SHORT_EDGE / min(image.shape[:2])
         if scale > 1:
             image = imrescale(image, scale)
