@@ -208,7 +208,7 @@ def test_classifier(train, text, option, error):
         (
             "train_dataloader=dict(dataset=dict(img_suffix='.gif'))",
             '',
-            'ADE20KDataset finds no pictures',
+            'train_dataloader.dataset finds no pictures',
         ),
         (
             '',

@@ -543,8 +543,8 @@ def test_wrong_config(tool, pictures, tmp_path, text, message):
         (
             # 2 epochs
             "param_scheduler=[dict(type='ConstantLR', begin=5)]",
-            'param_scheduler (a part without end ends with the run): end '
-            'should be larger than begin, but got begin=5, end=2',
+            'param_scheduler: end should be larger than begin, but got '
+            'begin=5, end=2: a part of the schedule without end ends with',
         ),
         (
             'optim_wrapper=dict(optimizer=dict(lr=-1))',

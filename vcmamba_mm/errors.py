@@ -6,7 +6,6 @@ import traceback
 from pathlib import Path
 from typing import NamedTuple
 
-from mmengine.dataset import BaseDataset
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import Registry
 from torch import Tensor, nn
@@ -33,7 +32,7 @@ def meaning(error: Exception) -> str | None:
         _Call(frame.f_locals.get('self'), frame.f_locals)
         for frame, _ in traceback.walk_tb(error.__traceback__)
     ]
-    for explain in (_unregistered, _model, _data_or_metric):
+    for explain in (_unregistered, _model, _metric):
         explained = explain(error, text, calls)
         if explained:
             return explained
@@ -168,19 +167,10 @@ def _channels(layer: nn.Module, x: Tensor) -> tuple[int, int] | None:
     return None
 
 
-def _data_or_metric(
-    error: Exception, text: str, calls: list[_Call]
-) -> str | None:
-    """Data sets without pictures, metrics of another task."""
+def _metric(error: Exception, text: str, calls: list[_Call]) -> str | None:
+    """Metrics of another task, or that there are not."""
     for its, local in calls:
         name = type(its).__name__
-        if isinstance(its, BaseDataset) and text.startswith(
-            'need at least one array'
-        ):
-            return (
-                f'{name} finds no pictures: look at its data_root, '
-                f'data_prefix ({its.data_prefix}), ann_file and suffixes'
-            )
         if isinstance(its, BaseMetric) and isinstance(error, KeyError):
             sample = local.get('data_sample')
             if sample is not None and text not in sample:
