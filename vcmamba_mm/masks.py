@@ -16,7 +16,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from .datasets.decoding import DECODER_ERRORS, DecodeError, read_header
+from .datasets.decoding import (
+    DECODER_ERRORS,
+    DecodeError,
+    check_options,
+    read_header,
+)
 from .datasets.endings import name_left_out
 from .transforms import AS_STORED, AnnotationError, unreadable
 
@@ -146,6 +151,7 @@ class LoadMaskStrict(BaseTransform):
         imdecode_backend: str = 'pillow',
         backend_args: dict | None = None,
     ) -> None:
+        check_options('unchanged', imdecode_backend)
         self.reduce_zero_label = reduce_zero_label
         self.as_shown = as_shown
         self.imdecode_backend = imdecode_backend
@@ -169,7 +175,7 @@ class LoadMaskStrict(BaseTransform):
         size = results['ori_shape'][:2]
         turned = results.get('turned_by', 1)
         mask = f'mask {results["seg_map_path"]}'
-        picture = f'picture {results["img_path"]}'
+        picture = f'picture {results.get("img_path")}'
         other_way = turned > 4 and _alike(labels.shape, size[::-1])
         if not _alike(labels.shape, size):
             message = '{} is {} x {} pixels, {} {} x {}'.format(
@@ -376,7 +382,7 @@ def compare_folders(dataset: Dataset) -> None:
             left_out = [p for p in left_out if not p.endswith(suffixes[1])]
         why = f"pictures end in {suffixes[0]}, the data set's img_suffix"
         name_left_out(images, left_out, why)
-    if masks is None:
+    if not masks:
         return
     wanted = {info['seg_map_path']: info['img_path'] for info in infos}
     files = _files(masks, dataset.backend_args)

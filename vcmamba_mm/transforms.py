@@ -10,7 +10,12 @@ from mmengine.logging import print_log
 from mmengine.registry import TRANSFORMS
 from torch.utils.data import get_worker_info
 
-from .datasets.decoding import DecodeError, KindError, decode_image
+from .datasets.decoding import (
+    DecodeError,
+    KindError,
+    check_options,
+    decode_image,
+)
 
 AS_STORED = (
     "color_type='color_ignore_orientation' in what loads pictures, training's "
@@ -53,6 +58,10 @@ class LoadImageStrict(LoadImageFromFile):
     """
 
     _told = False  # of pictures that are nearly black
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        check_options(self.color_type, self.imdecode_backend)
 
     def transform(self, results: dict) -> dict | None:
         path = results['img_path']

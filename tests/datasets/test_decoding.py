@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from vcmamba_mm.datasets import decoding
 from vcmamba_mm.datasets.decoding import DecodeError, open_picture
+from vcmamba_mm.transforms import LoadImageStrict
 
 
 def scene(height, width, seed=0):
@@ -187,6 +188,51 @@ def test_ppm():
     assert decoding.decode_jpeg(content) is None
     # In a PPM nothing would tell that masks of it have to be turned.
     assert decoding.decode_jpeg(encode(image, orientation=3)) is None
+
+
+@pytest.mark.parametrize('channels', [1, 3, 4])
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+def test_tiff_files_that_pillow_may_not_know(channels, dtype):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 999, (9, 7, channels)).astype(dtype)
+    content = cv2.imencode('.tif', image)[1].tobytes()
+    read, turned = decoding.decode_image(content, 'unchanged')
+    assert turned == 1
+    assert np.array_equal(read.reshape(image.shape), image)
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+@pytest.mark.parametrize('format', ['JPEG', 'PNG', 'WEBP', 'TIFF'])
+@pytest.mark.parametrize('backend', ['cv2', 'pillow'])
+def test_turned_as_pillow_turns(format, orientation, backend):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = io.BytesIO()
+    lossless = dict(lossless=True) if format == 'WEBP' else {}
+    picture = Image.fromarray(scene(24, 33)[..., ::-1])
+    picture.save(content, format, exif=exif, **lossless)
+    content = content.getvalue()
+    image, turned = decoding.decode_image(content, backend=backend)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
+    difference = image[..., ::-1].astype(int) - np.asarray(expected)
+    assert np.abs(difference).max() <= (12 if format == 'JPEG' else 0)
+    assert turned == orientation
+    crop = open_picture(content).crop((3, 5, 16, 12), (8, 8))
+    assert np.abs(crop.astype(int) - image[3:19, 5:17]).max() <= 12
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(color_type='colour'),
+        dict(imdecode_backend='cv'),
+        dict(imdecode_backend='tifffile'),
+    ],
+)
+def test_wrong_options_are_no_damaged_files(monkeypatch, options):
+    monkeypatch.setattr(decoding.mmcv_io, 'tifffile', None)
+    with pytest.raises((ValueError, ImportError), match='must be in|needs'):
+        LoadImageStrict(**options)
 
 
 JPEG = encode(scene(60, 80))

@@ -11,7 +11,9 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from mmcv.image import imfrombytes
+from mmcv.image import io as mmcv_io
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 try:
     import simplejpeg
@@ -28,7 +30,8 @@ _SCALES = {
 }
 _EOI = b'\xff\xd9'
 _EXIF = b'Exif\x00\x00'
-_ORIENTATION = 0x0112
+_WIDTH, _HEIGHT, _ORIENTATION = 256, 257, 274  # TIFF's tags, and Exif's
+_TIFF = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 _PPM = re.compile(rb'P6\n([1-9]\d*) ([1-9]\d*)\n255\n')
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 _FLIPPED, _MIRRORED = (3, 4, 7, 8), (2, 3, 6, 7)
@@ -80,7 +83,7 @@ class Header(NamedTuple):
         width: Columns in the file.
         orientation: How to turn the picture, Exif's numbers; 1 is as it is.
         format: Pillow's name of the format.
-        mode: Pillow's name of what a pixel is.
+        mode: Pillow's name of what a pixel is; '' if it has none.
     """
 
     height: int
@@ -104,27 +107,46 @@ def read_header(content: bytes) -> Header:
         _check_size(jpeg.height, jpeg.width, len(content))
         return Header(*jpeg[:3], 'JPEG', 'L' if jpeg.gray else 'RGB')
     try:
-        with Image.open(BytesIO(content)) as picture:
-            width, height = picture.size
-            orientation = 1
-            # Without one, Pillow would decode a PNG in search of it.
-            if picture.format != 'PNG' or b'eXIf' in content:
-                orientation = picture.getexif().get(_ORIENTATION, 1)
-            format, mode = picture.format, picture.mode
+        header = _read_with_pillow(content)
     except UnidentifiedImageError as error:
         raise DecodeError('it cannot be decoded, nor its header') from error
     except _BOMBS as error:
         raise KindError(f'is too large ({error}){_MORE_PIXELS}') from error
     except DECODER_ERRORS as error:
         raise DecodeError(f'the header is damaged ({error})') from error
-    _check_size(height, width, len(content))
-    if format == 'PNG':
+    _check_size(header.height, header.width, len(content))
+    if header.format == 'PNG':
         _check_chunks(content)
-    if orientation not in range(1, 9):
-        orientation = 1
-    if format == 'TIFF' and orientation > 4:  # Pillow tells the turned size
-        height, width = width, height
-    return Header(height, width, orientation, format, mode)
+    if header.orientation not in range(1, 9):
+        header = header._replace(orientation=1)
+    return header
+
+
+def _read_with_pillow(content: bytes) -> Header:
+    try:
+        with Image.open(BytesIO(content)) as picture:
+            if picture.format != 'TIFF':
+                orientation = 1
+                # Without one, Pillow would decode a PNG in search of it.
+                if picture.format != 'PNG' or b'eXIf' in content:
+                    orientation = picture.getexif().get(_ORIENTATION, 1)
+                width, height = picture.size
+                return Header(
+                    height, width, orientation, picture.format, picture.mode
+                )
+            mode = picture.mode
+    except UnidentifiedImageError:
+        if content[:4] not in _TIFF:
+            raise
+        mode = ''
+    # Not with Pillow's size, which is the turned one, or none at all if there
+    # are more channels than it knows.
+    file = BytesIO(content)
+    tags = ImageFileDirectory_v2(file.read(16 if content[2] == 43 else 8))
+    file.seek(tags.next)
+    tags.load(file)
+    height, width = int(tags[_HEIGHT]), int(tags[_WIDTH])
+    return Header(height, width, tags.get(_ORIENTATION, 1), 'TIFF', mode)
 
 
 def _check_size(height: int, width: int, num_bytes: int) -> None:
@@ -152,6 +174,26 @@ def _check_chunks(content: bytes) -> None:
             break
     if at > len(content):
         raise DecodeError('it is cut off')
+
+
+def check_options(color_type: str, backend: str | None) -> None:
+    """Look for options of ``decode_image`` that no file could be read with.
+
+    Raises:
+        ValueError: If there is no such option.
+        ImportError: If a package is missing.
+    """
+    for name, value, values in (
+        ('color_type', color_type, [*mmcv_io.imread_flags]),
+        ('imdecode_backend', backend, [None, *mmcv_io.supported_backends]),
+    ):
+        if value not in values:
+            raise ValueError(f'{name} must be in {values}, got {value!r}')
+    if backend == 'tifffile' and mmcv_io.tifffile is None:
+        raise ImportError(
+            "imdecode_backend='tifffile' needs the package tifffile: pip "
+            'install tifffile'
+        )
 
 
 def decode_image(
