@@ -120,6 +120,16 @@ def test_from_training_to_the_tools(channels, pictures, run_here, tmp_path):
     assert 'written' in output, output
 
 
+def test_other_channels_than_the_backbones(pictures, run_here, tmp_path):
+    cfg = config(1, pictures)
+    del cfg.train_dataloader.dataset.pipeline[0].color_type
+    cfg.dump(tmp_path / 'config.py')
+    error = run_here('train.py', tmp_path / 'config.py')
+    assert error.startswith(
+        'error: input of 3 channels, the backbone is made for 1: set '
+    )
+
+
 def test_macs_of_the_first_convolution(pictures):
     """3 x 3 weights to 4 channels, for each quarter of the pixels."""
     macs = {}

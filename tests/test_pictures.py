@@ -150,6 +150,7 @@ def test_configs_in_other_forms(picture_file):
     from mmpretrain.datasets import PackInputs
 
     pipeline = [
+        dict(type='SeedSample'),
         dict(type=LoadImageFromFile, color_type='grayscale'),
         dict(type=PackInputs),
     ]

@@ -54,14 +54,18 @@ def tested_dataset(cfg: Config) -> ConfigDict:
 
 def _steps(cfg: Config) -> tuple[dict, list[dict]]:
     """What reads pictures in testing, and what follows but for annotations."""
-    dataset = tested_dataset(cfg)
-    first, *rest = dataset.pipeline
-    if not _name(first).startswith('Load'):  # they are in memory
-        first, rest = dict(type='LoadImageStrict'), dataset.pipeline
-    elif _name(first) == 'LoadImageFromFile':
-        first = {**first, 'type': 'LoadImageStrict'}
     annotations = re.compile('Load.*(Annotation|Mask)')
-    return first, [step for step in rest if not annotations.match(_name(step))]
+    steps = [
+        step
+        for step in tested_dataset(cfg).pipeline
+        if not annotations.match(_name(step))
+    ]
+    loading = [step for step in steps if _name(step).startswith('Load')][:1]
+    rest = [step for step in steps if step not in loading]
+    read = dict(loading[0]) if loading else {}
+    if not loading or _name(read) == 'LoadImageFromFile':
+        read['type'] = 'LoadImageStrict'
+    return read, rest
 
 
 def _build(cfg: Config, step: dict) -> Callable:
@@ -77,7 +81,8 @@ def build_reading(cfg: Config) -> Callable[[dict], dict]:
 
     Returns:
         Callable: Takes ``dict(img_path=...)``, returns it with ``img``. It is
-        ``LoadImageStrict`` where the config says ``LoadImageFromFile``.
+        ``LoadImageStrict`` where the config says ``LoadImageFromFile``, or
+        nothing.
 
     Raises:
         ValueError: If the config has no ``test_dataloader``.

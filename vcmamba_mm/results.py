@@ -169,7 +169,7 @@ class PaintHook(_ResultsHook):
     """Paint what was predicted, and the truth, over each picture of a test.
 
     The visualizer of mmpretrain, mmseg or mmdet paints; the pictures are read
-    as the first transform of the data set does.
+    by the data set's pipeline.
 
     Args:
         out_dir: Folder for the PNG files. They have the paths of the pictures
@@ -184,12 +184,14 @@ class PaintHook(_ResultsHook):
         runner: Runner,
     ) -> None:
         source = sample.get('img_path')
+        results = dict(img_path=source)
         if source in self._pictures:
-            read = self._pictures[source].pipeline.transforms[0]
-            image = read(dict(img_path=source))['img']
+            steps = iter(self._pictures[source].pipeline.transforms)
+            while 'img' not in results:
+                results = next(steps)(results)
         else:
-            image = inputs.permute(1, 2, 0).cpu().numpy()
-        image = viewable(image)
+            results['img'] = inputs.permute(1, 2, 0).cpu().numpy()
+        image = viewable(results['img'])
         visualizer = runner.visualizer
         # It would do nothing in the others than the first process.
         with mock.patch.object(

@@ -18,7 +18,7 @@ from .blocks import Downsample, FFNBlock, MDMBlock, Stem
 
 
 class InputSizeError(ValueError):
-    """An input smaller than the total stride."""
+    """An input that is too small, or has other channels."""
 
 
 class Stage(nn.Module):
@@ -320,8 +320,17 @@ class VCMamba(BaseModule):
             for each of ``out_indices``, s_i = 4, 8, 16, 32.
 
         Raises:
-            InputSizeError: If the input is smaller than the total stride.
+            InputSizeError: If the input is smaller than the total stride, or
+                has another number of channels.
         """
+        channels = self.stem[0].in_channels
+        if x.shape[1] != channels:
+            raise InputSizeError(
+                f'input of {x.shape[1]} channels, the backbone is made for '
+                f'{channels}: set its in_channels, or color_type where the '
+                "pipelines load pictures ('color' has 3, 'grayscale' 1, "
+                "'unchanged' what the file has)"
+            )
         if any(size < self.total_stride for size in x.shape[2:]):
             raise InputSizeError(
                 f'input of {x.shape[2]} x {x.shape[3]} pixels is smaller than '
