@@ -177,6 +177,25 @@ def test_more_than_255_classes(read):
         check(read(encode(mask)), num_classes=300)
 
 
+def test_more_than_255_classes_are_augmented(read):
+    mask = np.array([[0, 299], [256, 1]], np.uint16).repeat(48, 0)
+    content = encode(mask.repeat(60, 1))
+    results = dict(
+        img=np.zeros((96, 120, 3), np.uint8),
+        gt_seg_map=masks.read_mask(content, 'mask.png'),
+        seg_fields=['gt_seg_map'],
+        img_shape=(96, 120),
+        ori_shape=(96, 120),
+    )
+    cfg = Config.fromfile(ROOT / 'configs/_base_/datasets/masks_512x512.py')
+    resize = cfg.train_pipeline[2]
+    resize.ratio_range = (0.5, 1.0)  # so that the crop has all of them
+    for step in cfg.train_pipeline[2:]:
+        results = TRANSFORMS.build(step)(results)
+    values = results['data_samples'].gt_sem_seg.data.unique().tolist()
+    assert values == [0, 1, 256, 299]
+
+
 @pytest.mark.parametrize('loop', LOOPS)
 def test_zero_that_is_no_class(read, loop):
     """As mmseg's LoadAnnotations numbers bytes; the message has the file's."""
@@ -481,30 +500,29 @@ def checkpoint(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize('workers', [0, 1])
-def test_a_test_on_other_classes(run_here, checkpoint, tmp_path, workers):
+@pytest.mark.parametrize('workers, value', [(0, 257), (1, 160)])
+def test_a_test_on_other_classes(
+    run_here, checkpoint, tmp_path, workers, value
+):
     """ADE20K's are 1 to 150; the right ones of a mask would be 100 %."""
     for folder in ('images', 'annotations'):
         (tmp_path / folder / 'validation').mkdir(parents=True)
     picture, _ = photo(64, 96)
     (tmp_path / 'images/validation/0.jpg').write_bytes(picture)
     mask = np.ones((64, 96), np.uint16)
-    for value in (257, 160):
-        mask[:, 40:] = value
-        path = tmp_path / 'annotations/validation/0.png'
-        path.write_bytes(encode(mask))
-        error = run_here(
-            'test.py',
-            SEGMENTER,
-            checkpoint,
-            '--work-dir',
-            tmp_path / 'work',
-            '--cfg-options',
-            f'experiment_name=other_classes_{workers}_{value}',
-            f'test_dataloader.dataset.data_root={tmp_path}',
-            f'test_dataloader.num_workers={workers}',
-            'test_dataloader.dataset.pipeline.1.scale=(96,64)',
-        )
-        assert f'error: mask {path} holds {value}, the classes are 1 to ' in (
-            error
-        )
+    mask[:, 40:] = value
+    path = tmp_path / 'annotations/validation/0.png'
+    path.write_bytes(encode(mask))
+    error = run_here(
+        'test.py',
+        SEGMENTER,
+        checkpoint,
+        '--work-dir',
+        tmp_path / 'work',
+        '--cfg-options',
+        f'experiment_name=other_classes_{value}',
+        f'test_dataloader.dataset.data_root={tmp_path}',
+        f'test_dataloader.num_workers={workers}',
+        'test_dataloader.dataset.pipeline.1.scale=(96,64)',
+    )
+    assert f'error: mask {path} holds {value}, the classes are 1 to ' in error
