@@ -60,6 +60,7 @@ setup(
         for name in (
             'onedl',
             'openmmlab',
+            'openmmlab-lite',
             'distill',
             'data',
             'demo',

@@ -14,8 +14,8 @@ if torch.__version__ < '2.4.0a0':
     raise ImportError(
         'vcmamba_mm needs PyTorch >= 2.4 (torch.library.custom_op, '
         f'torch.serialization.add_safe_globals), this is {torch.__version__}: '
-        'make a new environment with PyTorch 2.4 and mmcv 2.1.0 built from '
-        'source, or with the extra onedl, as docs/index.md says'
+        'make a new environment with the extra onedl or openmmlab-lite, as '
+        'docs/index.md says'
     )
 
 try:
@@ -25,8 +25,7 @@ except ImportError as error:
     raise ImportError(
         f'vcmamba_mm needs {error.name}: install one of the two stacks, '
         '`pip install "vcmamba-mmlab[onedl]"` (current PyTorch) or '
-        '`pip install "vcmamba-mmlab[openmmlab]"` (PyTorch <= 2.4, compiled '
-        'mmcv)'
+        '`pip install "vcmamba-mmlab[openmmlab-lite]"` (PyTorch 2.4)'
     ) from error
 
 from .datasets import SeededSampler, SeedSample

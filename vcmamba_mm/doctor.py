@@ -3,6 +3,8 @@
 python -m vcmamba_mm.doctor
 """
 
+import sys
+from importlib import import_module
 from importlib.metadata import packages_distributions, version
 
 import torch
@@ -12,6 +14,12 @@ from . import __version__
 from .ops import available_backends, multi_directional_scan
 
 STACK = ('mmengine', 'mmcv', 'mmpretrain', 'mmseg')
+# What each is needed for
+PARTS = {
+    'mmpretrain.models': 'classification',
+    'mmseg.models': 'segmentation',
+    'mmcv.ops': 'detection',
+}
 OPTIONAL = (
     'torchvision',
     'numpy',
@@ -33,6 +41,25 @@ def distributions() -> dict[str, str]:
         )
         for package in STACK + OPTIONAL
     }
+
+
+def check_part(module: str) -> str:
+    """Import it; if it fails, say why, what that costs, and the mend."""
+    try:
+        import_module(module)
+    except (ImportError, AssertionError) as error:  # mmseg asserts versions
+        verdict = f'cannot be imported ({error}), no {PARTS[module]} here'
+        if 'mmcv._ext' in str(error):
+            verdict += (
+                ': mmcv has no compiled operators. What else is listed works '
+                'without; the mend is in docs/index.md, "Install"'
+            )
+        return verdict
+    if module == 'mmcv.ops' and sys.modules['mmcv._ext'].__file__.endswith(
+        '.py'
+    ):
+        return f'a stand-in without operators, no {PARTS[module]} here'
+    return 'can be imported'
 
 
 def check_backend(name: str, device: str) -> str:
@@ -73,6 +100,9 @@ def main() -> None:
     stack = filter(None, map(provided.get, STACK))
     if len({'onedl' in distribution for distribution in stack}) > 1:
         print("WARNING: onedl's and OpenMMLab's packages are mixed: use one")
+    for part in PARTS:
+        if provided.get(part.partition('.')[0]):
+            print(f'{part}: {check_part(part)}')
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     for name, reason in available_backends().items():
         print(f'scan backend {name}: {reason or check_backend(name, device)}')
