@@ -44,6 +44,7 @@ from .masks import compare_folders
 from .models.vcmamba import InputSizeError
 from .ops.scan import BackendError
 from .optim import CPUAmpOptimWrapper
+from .results import parts_of
 from .transforms import AnnotationError
 
 
@@ -854,7 +855,8 @@ def build_runner(cfg: Config, *loops: str) -> SafeRunner | FlexibleRunner:
             with _empty_data(f'{loop}_dataloader.dataset'):
                 built = getattr(runner, f'{loop}_loop')
             dataloader = getattr(built, 'dataloader', None)
-            compare_folders(getattr(dataloader, 'dataset', None))
+            for part in parts_of(getattr(dataloader, 'dataset', None)):
+                compare_folders(part)
             _check_loop(loop, built)
     if 'train' in loops:
         check_classes(runner)

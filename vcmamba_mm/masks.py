@@ -361,13 +361,9 @@ def compare_folders(dataset: Dataset) -> None:
     """Name pictures without masks, masks without pictures, and other files.
 
     Args:
-        dataset: One that finds its files as mmseg's ``BaseSegDataset`` does,
-            also in wrappers; others are passed over.
+        dataset: One that finds its files as mmseg's ``BaseSegDataset`` does;
+            others are passed over.
     """
-    for part in getattr(dataset, 'datasets', []):
-        compare_folders(part)
-    if hasattr(dataset, 'dataset'):
-        compare_folders(dataset.dataset)
     finding = getattr(dataset, 'load_data_list', None)
     if getattr(finding, '__module__', '') != 'mmseg.datasets.basesegdataset':
         return

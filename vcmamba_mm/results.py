@@ -25,7 +25,7 @@ from .pictures import viewable
 SHORT_EDGE = 360  # pixels at least, so that the text on it can be read
 
 
-def _parts(dataset: Dataset) -> Iterator[Dataset]:
+def parts_of(dataset: Dataset) -> Iterator[Dataset]:
     """The data sets that one wraps, at any depth, or itself."""
     inner = getattr(dataset, 'datasets', None)
     if inner is None and hasattr(dataset, 'dataset'):
@@ -34,7 +34,7 @@ def _parts(dataset: Dataset) -> Iterator[Dataset]:
         yield dataset
     else:
         for each in inner:
-            yield from _parts(each)
+            yield from parts_of(each)
 
 
 def pictures_of(dataset: Dataset) -> dict[str, Dataset]:
@@ -45,7 +45,7 @@ def pictures_of(dataset: Dataset) -> dict[str, Dataset]:
     """
     return {
         path: part
-        for part in _parts(dataset)
+        for part in parts_of(dataset)
         if hasattr(part, 'get_data_info')
         for i in range(len(part))
         if (path := part.get_data_info(i).get('img_path'))
