@@ -65,6 +65,8 @@ def damage(content: bytes, rng: random.Random) -> bytes:
     data = bytearray(content)
     for _ in range(rng.choice([1, 1, 1, 2, 5])):
         size = len(data)
+        if not size:
+            break
         at = rng.choice(
             [
                 rng.randrange(size),
@@ -84,7 +86,7 @@ def damage(content: bytes, rng: random.Random) -> bytes:
         elif kind == 'cut':
             del data[at : at + count]
         elif kind == 'end':
-            del data[max(at, 1) :]
+            del data[at:]
         else:
             data[at:at] = noise
     return bytes(data)
