@@ -221,6 +221,23 @@ def test_resumed_run_says_it_too(tmp_path):
     assert ranked == dict(epoch_2='raw', best_value_ema_epoch_1='ema')
 
 
+def test_what_is_published_is_what_was_ranked(tmp_path):
+    """MMEngine's hook would publish the average alone."""
+    hook = dict(type='AtomicCheckpointHook', save_best='value_ema')
+    hook.update(rule='less', published_keys=['state_dict', 'meta'])
+    train(tmp_path / 'run', default_hooks=dict(checkpoint=hook))
+    weights, averages = expected_weights()
+    for name, expected in (
+        ('epoch_2-*.pth', weights[-1]),
+        ('best_value_ema_epoch_2-*.pth', averages[-1]),
+    ):
+        (path,) = (tmp_path / 'run').glob(name)
+        published = torch.load(path, weights_only=False)
+        assert published.keys() == {'state_dict', 'meta'}
+        weight = published['state_dict']['weight'][0].item()
+        assert weight == pytest.approx(expected)
+
+
 def test_validation_without_metrics(trained):
     """As MMEngine's hooks allow."""
     runner = trained[0]

@@ -1,6 +1,9 @@
 """Hooks for runs that are interrupted, go on, and end the same."""
 
+import hashlib
 import math
+import os
+import pickle
 import random
 from collections import deque
 from pathlib import Path
@@ -15,6 +18,11 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
+from .checkpoint import (
+    extract_state_dict,
+    read_checkpoint,
+    write_checkpoint,
+)
 from .errors import SettingError
 from .files import remove_leftovers, write_file
 
@@ -93,6 +101,25 @@ class AtomicCheckpointHook(CheckpointHook):
         # If it is killed here, MMEngine removes them when it is resumed.
         while limited and len(self.keep_ckpt_ids) > self.max_keep_ckpts:
             self._remove(self._path(self.keep_ckpt_ids.popleft()))
+
+    @master_only
+    def _publish_model(self, runner: Runner, ckpt_path: str) -> None:
+        """As MMEngine's, which of two sets of weights keeps the average."""
+        checkpoint = read_checkpoint(ckpt_path)
+        if 'ema_state_dict' not in self.published_keys:
+            checkpoint['state_dict'] = extract_state_dict(
+                checkpoint, ckpt_path
+            )
+        published = {
+            key: value
+            for key, value in checkpoint.items()
+            if key in self.published_keys
+        }
+        digest = hashlib.sha256(pickle.dumps(published)).hexdigest()
+        stem, _ = os.path.splitext(ckpt_path)
+        path = f'{stem}-{digest[:8]}.pth'
+        write_checkpoint(published, path)
+        runner.logger.info(f'{ckpt_path} is published to {path}')
 
     def _path(self, step: int) -> str:
         name = self.filename_tmpl.format(step)
