@@ -196,13 +196,12 @@ def seen(classes, **kwargs):
     return SegDataSample(pred_sem_seg=mask, metainfo=kwargs)
 
 
-def hook_writes(hook, dataset, samples, visualizer=None):
+def hook_writes(hook, dataset, samples, inputs=(), visualizer=None):
     """Call a hook as a runner's loop does, with one batch."""
     loader = SimpleNamespace(dataset=dataset)
     runner = SimpleNamespace(
         test_loop=SimpleNamespace(dataloader=loader), visualizer=visualizer
     )
-    inputs = [torch.zeros(3, 1, 2, dtype=torch.uint8)] * len(samples)
     hook.before_test_epoch(runner)
     hook.after_test_iter(runner, 0, dict(inputs=inputs), samples)
     return written(hook.out_dir)
@@ -221,11 +220,13 @@ def test_every_process_paints(monkeypatch, tmp_path):
         PaintHook(tmp_path),
         Pictures('x', '1.jpg'),
         3 * [seen([0, 1])],
+        3 * [torch.zeros(3, 1, 2, dtype=torch.uint8)],
         visualizer,
     ) == ['000001.png', '000003.png', '000005.png']
 
 
 def test_more_classes_than_a_byte_has(tmp_path):
+    """With fewer inputs than pictures, as in test-time augmentation."""
     samples = [seen([0, 255]), seen([0, 255], reduce_zero_label=True)]
     names = hook_writes(
         SaveMasksHook(tmp_path), Pictures('x', '1.jpg'), samples

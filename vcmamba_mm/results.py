@@ -119,17 +119,17 @@ class _ResultsHook(Hook):
         for i, sample in enumerate(outputs):
             number = rank + world_size * self._count
             name = self._names.get(sample.get('img_path'), f'{number:06}.png')
-            self.write(
-                self.out_dir / name, sample, data_batch['inputs'][i], runner
-            )
+            path = self.out_dir / name
+            self.write(path, sample, runner, data_batch['inputs'], i)
             self._count += 1
 
     def write(
         self,
         path: Path,
         sample: BaseDataElement,
-        inputs: Tensor,
         runner: Runner,
+        inputs: Sequence[Tensor],
+        i: int,
     ) -> None:
         raise NotImplementedError
 
@@ -151,8 +151,9 @@ class SaveMasksHook(_ResultsHook):
         self,
         path: Path,
         sample: BaseDataElement,
-        inputs: Tensor,
         runner: Runner,
+        inputs: Sequence[Tensor],
+        i: int,
     ) -> None:
         # One output for two classes becomes 0.0 and 1.0.
         mask = sample.pred_sem_seg.data.squeeze(0).long().cpu().numpy()
@@ -180,8 +181,9 @@ class PaintHook(_ResultsHook):
         self,
         path: Path,
         sample: BaseDataElement,
-        inputs: Tensor,
         runner: Runner,
+        inputs: Sequence[Tensor],
+        i: int,
     ) -> None:
         source = sample.get('img_path')
         results = dict(img_path=source)
@@ -190,7 +192,7 @@ class PaintHook(_ResultsHook):
             while 'img' not in results:
                 results = next(steps)(results)
         else:
-            results['img'] = inputs.permute(1, 2, 0).cpu().numpy()
+            results['img'] = inputs[i].permute(1, 2, 0).cpu().numpy()
         image = viewable(results['img'])
         visualizer = runner.visualizer
         # It would do nothing in the others than the first process.
