@@ -456,7 +456,7 @@ _LAYOUTS = (
     # the weights as the average.
     (
         dict(ema='state_dict', raw='ema_state_dict'),
-        "which MMEngine's EMAHook validates",
+        "which MMEngine's EMAHook validates, and the file names no other",
     ),
     (
         dict(raw='state_dict', ema='state_dict_ema'),
