@@ -14,6 +14,7 @@ from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 from PIL import Image, ImageOps
 
 from vcmamba_mm import CheckMasksHook, masks
+from vcmamba_mm.datasets.archives import write_tar
 from vcmamba_mm.masks import MaskError
 from vcmamba_mm.transforms import AnnotationError
 
@@ -469,6 +470,38 @@ def test_scaled_up_to_a_pixel(read):
     for size in ((50, 38), (51, 39), (51, 38), (303, 231)):
         sample = read(encode(np.ones(size, np.uint8)), picture)
         assert sample.gt_sem_seg.data.shape == (1, 101, 77)
+
+
+@pytest.mark.parametrize('where', ['folder', 'prefix', 'backend_args'])
+def test_the_run_stops_wherever_the_files_are(tmp_path, where):
+    """Nothing takes the place of a mask that does not fit."""
+    init_default_scope('mmseg')
+    picture, stored = photo(32, 48, 3)
+    write_tar(
+        iter([('a.jpg', picture), ('a.png', encode(stored))]), tmp_path / 'tar'
+    )
+    root, options = f'{tmp_path}/tar', {}
+    if where == 'folder':
+        root = str(tmp_path)
+        (tmp_path / 'a.jpg').write_bytes(picture)
+        (tmp_path / 'a.png').write_bytes(encode(stored))
+    elif where == 'prefix':
+        root = f'tar://{root}'
+    else:
+        options = dict(backend_args=dict(backend='tar'))
+
+    def results(as_shown):
+        steps = [
+            dict(type='LoadImageStrict', **options),
+            dict(type='LoadMaskStrict', as_shown=as_shown, **options),
+        ]
+        return TRANSFORMS.build(
+            dict(type='ReplaceUnreadable', transform=steps)
+        )(dict(img_path=f'{root}/a.jpg', seg_map_path=f'{root}/a.png'))
+
+    assert np.array_equal(results(True)['gt_seg_map'], stored)
+    with pytest.raises(MaskError, match='a.jpg is turned by its Exif orient'):
+        results(False)
 
 
 @pytest.mark.parametrize('size', [(32, 48), (48, 32), (48, 48), (1, 1)])
