@@ -156,6 +156,18 @@ def test_average_goes_on_after_resume(trained, tmp_path):
             assert torch.equal(value, ends[1][part][key])
 
 
+def test_resumed_without_the_hook_goes_on_from_the_weights(trained, tmp_path):
+    _, work_dir, _ = trained
+    runner = train(
+        tmp_path / 'hookless',
+        load_from=str(work_dir / 'epoch_1.pth'),
+        resume=True,
+        custom_hooks=[],
+    )
+    weights, _ = expected_weights()
+    assert runner.model.weight[0].item() == pytest.approx(weights[-1])
+
+
 @pytest.mark.parametrize('runner', [SafeRunner, Runner])
 def test_load_from_takes_the_weights(trained, tmp_path, runner):
     _, work_dir, _ = trained

@@ -568,9 +568,10 @@ class SafeRunner(Runner):
             model = model.module
         if isinstance(model, BaseTTAModel):
             model = model.module
-        averages = [hook for hook in self.hooks if isinstance(hook, EMAHook)]
+        ema_hooks = [hook for hook in self.hooks if isinstance(hook, EMAHook)]
         both = 'ema_state_dict' in checkpoint
-        if not (self._resume and averages and both):
+        # A resumed run goes on with both sets, or without an average.
+        if not (self._resume and both and ema_hooks):
             weights = self.cfg.get('load_weights')
             if self._resume:
                 weights = 'raw' if both else None
@@ -592,7 +593,7 @@ class SafeRunner(Runner):
         model.load_state_dict(checkpoint['state_dict'])
         if not self._resume:
             # What is tested, and where averages begin, is what was loaded.
-            for hook in averages:
+            for hook in ema_hooks:
                 hook.ema_model.module.load_state_dict(
                     hook.src_model.state_dict()
                 )

@@ -143,16 +143,15 @@ class RawAndEMAHook(EMAHook):
     def _best_checkpoints(runner: Runner) -> set[tuple[str, str | None]]:
         """Metrics, and the best checkpoint by each of them so far."""
         noted = runner.message_hub.runtime_info
-        return {
-            (
-                metric,
-                noted.get(f'best_ckpt_{metric}' if several else 'best_ckpt'),
-            )
-            for hook in runner.hooks
-            if isinstance(hook, CheckpointHook) and hook.save_best
-            for several in [len(hook.key_indicators) > 1]
-            for metric in hook.key_indicators
-        }
+        best = set()
+        for hook in runner.hooks:
+            if isinstance(hook, CheckpointHook) and hook.save_best:
+                metrics = hook.key_indicators
+                for metric in metrics:
+                    several = len(metrics) > 1
+                    name = f'best_ckpt_{metric}' if several else 'best_ckpt'
+                    best.add((metric, noted.get(name)))
+        return best
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         if not runner._resume:
