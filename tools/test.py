@@ -18,6 +18,11 @@ from vcmamba_mm.engine import (
     replace_type,
 )
 
+# Wrappers that leave a wrong label in what is saved, and ours.
+BETTER_TTA = dict(
+    AverageClsScoreTTA='LabelledClsScoreTTA', SegTTAModel='AverageSegScoreTTA'
+)
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -52,11 +57,8 @@ def use_tta(cfg: Config) -> None:
             '--tta needs tta_model and tta_pipeline in the config'
         )
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
-    replace_type(
-        cfg.tta_model,
-        r'(mmseg\.([\w.]+\.)?)?SegTTAModel',
-        'AverageSegScoreTTA',
-    )
+    for stock, ours in BETTER_TTA.items():
+        replace_type(cfg.tta_model, rf'(mm[\w.]+\.)?{stock}', ours)
     cfg.model = dict(**cfg.tta_model, module=cfg.model)
 
 
@@ -90,12 +92,6 @@ def main() -> None:
         if args.out:
             save_predictions(cfg, args.out)
         if args.show_dir:
-            if args.tta and cfg.default_scope == 'mmpretrain':
-                # What mmpretrain averages is the scores, not the label.
-                raise ValueError(
-                    '--show-dir and --tta cannot be combined '
-                    'for a classifier: leave one out'
-                )
             add_hook(cfg, type='PaintHook', out_dir=args.show_dir)
         runner = build_runner(cfg, 'test')
     with one_line_errors(*LOOP_ERRORS):

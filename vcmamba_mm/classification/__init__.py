@@ -22,6 +22,7 @@ from .transforms import (
     FastRandomFlip,
     LoadRandomResizedCrop,
 )
+from .tta import LabelledClsScoreTTA
 
 __all__ = [
     'AugmentingDataPreprocessor',
@@ -33,6 +34,7 @@ __all__ = [
     'FastRandAugment',
     'FastRandomErasing',
     'FastRandomFlip',
+    'LabelledClsScoreTTA',
     'LoadRandomResizedCrop',
     'VCMambaClsHead',
     'WebDataset',

@@ -60,7 +60,7 @@ test_pipeline = [
     *resize_and_crop,
     dict(type='mmpretrain.PackInputs'),
 ]
-tta_model = dict(type='AverageClsScoreTTA')
+tta_model = dict(type='LabelledClsScoreTTA')
 tta_pipeline = [
     dict(type='LoadImageStrict'),
     *resize_and_crop,
