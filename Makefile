@@ -7,7 +7,8 @@ export PATH := $(BIN):$(PATH)
 # Threads that wait do not take the core from those that work.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test test-frozen test-docs test-faults gpu benchmark docs lint clean
+.PHONY: demo test test-frozen test-docs test-faults test-peers gpu benchmark \
+	docs lint clean
 
 # An environment with the maintained stack; made again when needs change.
 $(VENV)/installed: setup.py pyproject.toml $(wildcard requirements/*.txt)
@@ -72,6 +73,10 @@ test-frozen: $(FROZEN_VENV)/installed
 # Follows every command of README and docs: at most 10 minutes.
 test-docs: $(VENV)/installed
 	OMP_NUM_THREADS=1 python -m pytest tests/docs -m docs -n 2 --dist worksteal
+
+# Runs the tools of mmpretrain and mmsegmentation on our configs: 3 minutes.
+test-peers: $(VENV)/installed
+	OMP_NUM_THREADS=1 python -m pytest tests/peers -m peers
 
 # Kills processes and hosts, fills disks: at most 20 minutes.
 test-faults: $(VENV)/installed

@@ -8,6 +8,7 @@ import resource
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ from vcmamba_mm.engine import (
     build_runner,
 )
 from vcmamba_mm.hooks import IterSeedHook, NonFiniteError
-from vcmamba_mm.loops import ResumeError
+from vcmamba_mm.loops import ResumableEpochLoop, ResumeError
 
 pytestmark = pytest.mark.usefixtures('quick_configs')
 
@@ -823,3 +824,9 @@ def test_workers_have_a_time_limit(tmp_path):
     assert loader.timeout == 0  # PyTorch wants no other without workers
     cfg.train_dataloader.num_workers = 1
     assert SafeRunner.build_dataloader(cfg.train_dataloader).timeout == 300
+
+
+def test_loop_from_the_start_wants_batches_only():
+    """Tools that simulate a training have no sampler."""
+    loop = SimpleNamespace(dataloader=[3, 4])
+    assert list(ResumableEpochLoop._batches(loop, 0)) == [3, 4]

@@ -35,6 +35,7 @@ dataset = dict(type='ClassFolders', data_root='data/cifar10_small')
 train_dataloader = dict(
     batch_size=50,
     num_workers=0,
+    persistent_workers=False,  # what stock tools set needs workers
     collate_fn=dict(type='default_collate'),
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
@@ -57,6 +58,7 @@ train_dataloader = dict(
 val_dataloader = dict(
     batch_size=100,
     num_workers=0,
+    persistent_workers=False,  # what stock tools set needs workers
     collate_fn=dict(type='default_collate'),
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(

@@ -25,6 +25,7 @@ data_preprocessor = dict(
 train_dataloader = dict(
     batch_size=64,
     num_workers=0,
+    persistent_workers=False,  # what stock tools set needs workers
     collate_fn=dict(type='default_collate'),
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
@@ -41,6 +42,7 @@ train_dataloader = dict(
 val_dataloader = dict(
     batch_size=64,
     num_workers=0,
+    persistent_workers=False,  # what stock tools set needs workers
     collate_fn=dict(type='default_collate'),
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(

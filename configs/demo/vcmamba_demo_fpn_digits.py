@@ -93,6 +93,7 @@ dataset = dict(
 train_dataloader = dict(
     batch_size=16,
     num_workers=0,
+    persistent_workers=False,  # what stock tools set needs workers
     sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(
         data_prefix=dict(
@@ -104,6 +105,7 @@ train_dataloader = dict(
 val_dataloader = dict(
     batch_size=20,
     num_workers=0,
+    persistent_workers=False,  # what stock tools set needs workers
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         data_prefix=dict(

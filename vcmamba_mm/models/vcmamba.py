@@ -32,9 +32,11 @@ class Stage(nn.Module):
 
 def _surely_equal(old: int, new: int) -> bool:
     """Compare sizes without fixing one that may vary."""
-    if torch.__version__ < '2.8':  # Dynamo cannot trace it
-        return old == new
-    return statically_known_true(old == new)
+    equal = old == new
+    # Dynamo of old could not trace the other; torch.jit.trace has tensors.
+    if torch.__version__ < '2.8' or isinstance(equal, Tensor):
+        return equal
+    return statically_known_true(equal)
 
 
 @contextmanager
