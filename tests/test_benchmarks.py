@@ -102,6 +102,28 @@ def test_export_benchmark(export, tmp_path):
 
 
 @needs_export
+def test_runtimes_benchmark(tmp_path):
+    for name in ('onnx', 'onnxruntime', 'mmpretrain', 'sklearn'):
+        pytest.importorskip(name)
+    import runtimes
+
+    run(runtimes, tmp_path)
+    rows = read_report(tmp_path, 'runtimes', plotted=False)['results']
+    rows = {row['contestant']: row for row in rows}
+    for row in rows.values():
+        check_timing(row)
+        assert row['mean_difference'] <= row['largest_difference'] < 0.5
+    float32 = rows['ONNX Runtime, float32']
+    float16 = rows['ONNX Runtime, float16']
+    int8 = rows['ONNX Runtime, int8 static']
+    # By the bits of their mantissas
+    assert 0 < float32['largest_difference'] < 1e-5
+    assert 1e-5 < float16['largest_difference'] < 1e-2
+    assert float16['largest_difference'] < int8['largest_difference']
+    assert int8['file_bytes'] < float16['file_bytes'] < float32['file_bytes']
+
+
+@needs_export
 def test_wrong_export_stops_the_benchmark(export, tmp_path, monkeypatch):
     def no_theta(*inputs):
         *tensors, theta = inputs[:7]

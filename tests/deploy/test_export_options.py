@@ -37,7 +37,11 @@ def build_classifier(channels=3, **preprocessing):
 
     init_default_scope('mmpretrain')
     cfg = smallest_classifier_cfg()
-    cfg['backbone']['in_channels'] = channels
+    cfg['backbone'].update(
+        in_channels=channels,
+        # as many decay rates as in large models, 16 channels x 600
+        mixer_cfg=dict(d_state=600),
+    )
     cfg['data_preprocessor'] = preprocessing or None
     torch.manual_seed(0)
     return randomize_norms(MODELS.build(cfg)).eval()
@@ -121,6 +125,18 @@ def test_a_dynamic_file_refuses_what_the_model_refuses(oldest):
         assert type(info.value).__module__.startswith('onnxruntime')
 
 
+def test_what_a_scan_takes_from_outside_is_constant(oldest):
+    """OpenVINO cannot read another one."""
+    graph = onnx.load(oldest).graph
+    constants = {weights.name for weights in graph.initializer}
+    (scan,) = [node for node in graph.node if node.op_type == 'Scan']
+    (body,) = [a.g for a in scan.attribute if a.name == 'body']
+    inside = {value.name for value in (*body.input, *body.initializer)}
+    inside |= {name for node in body.node for name in node.output}
+    taken = {name for node in body.node for name in node.input} - inside
+    assert taken and taken <= constants
+
+
 def test_openvino(classifier, oldest):
     openvino = pytest.importorskip('openvino', reason='needs OpenVINO')
     model = openvino.Core().read_model(oldest)
@@ -142,6 +158,7 @@ def test_a_file_names_no_folder_of_this_machine(oldest):
 
 def test_float16_and_the_tool(run_here, classifier, tmp_path):
     cfg = dict(model=smallest_classifier_cfg(), default_scope='mmpretrain')
+    cfg['model']['backbone']['mixer_cfg'] = dict(d_state=600)
     Config(cfg).dump(tmp_path / 'config.py')
     torch.save(classifier.state_dict(), tmp_path / 'model.pth')
     path = tmp_path / 'model.onnx'

@@ -246,6 +246,7 @@ def _write_onnx(
         import onnx
         import onnxruntime
         from onnx_ir.passes.common import RemoveUnusedNodesPass
+        from onnxscript.optimizer import fold_constants
 
         from . import onnx_graph
     except ImportError as error:
@@ -264,6 +265,10 @@ def _write_onnx(
         opset_version=opset and max(opset, 18),  # PyTorch writes no older one
     )
     model = onnx_program.model
+    # PyTorch leaves out what is large. OpenVINO reads no Scan whose body takes
+    # a value that was computed outside (the decay rates), and ONNX Runtime
+    # quantizes only weights that are constants.
+    fold_constants(model, input_size_limit=2**20)
     if opset and opset < 18:
         onnx_graph.lower(model, opset)
     written = model.opset_imports['']
