@@ -12,7 +12,8 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import init_default_scope
 
 from vcmamba_mm.checkpoint import read_checkpoint
-from vcmamba_mm.engine import check_switches
+from vcmamba_mm.engine import check_pretrained, check_switches
+from vcmamba_mm.errors import SettingError
 
 pytest.importorskip('mmpretrain')
 from mmpretrain.registry import MODELS
@@ -234,3 +235,17 @@ def test_accumulated_gradients_are_those_of_the_whole_batch():
 
     whole, halves = step(1), step(2)
     torch.testing.assert_close(halves, whole, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    'weights',
+    [
+        dict(pretrained='x.pth'),
+        dict(init_cfg=dict(type='Pretrained', checkpoint='x.pth')),
+        dict(init_cfg=[dict(type='Pretrained', checkpoint='x.pth')]),
+    ],
+)
+def test_weights_of_a_whole_model_go_into_load_from(weights):
+    with pytest.raises(SettingError, match="load_from='x.pth'"):
+        check_pretrained(Config(dict(model=weights)))
+    check_pretrained(Config(dict(model=dict(init_cfg=dict(type='Normal')))))

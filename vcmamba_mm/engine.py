@@ -716,9 +716,11 @@ def check_classes(runner: Runner) -> None:
     for key, head in _heads(model):
         if key != 'model.auxiliary_head':  # may have classes of its own
             numbers.append(('the head', head.num_classes, key))
-        if key != 'model.bbox_head':  # weighs the background, too
+        # MMEngine's runner of sharded models builds them later; that of boxes
+        # weighs the background, too.
+        if isinstance(head, nn.Module) and key != 'model.bbox_head':
             _check_losses(key, head)
-    preprocessor = model.data_preprocessor
+    preprocessor = getattr(model, 'data_preprocessor', None)
     if getattr(preprocessor, 'batch_augments', None):
         number = getattr(preprocessor, 'num_classes', None)
         numbers.append(('what mixes pictures', number, 'data_preprocessor'))
@@ -788,6 +790,25 @@ def check_switches(cfg: Config) -> None:
             )
 
 
+def check_pretrained(cfg: Config) -> None:
+    """Look for a whole model's weights where MMEngine loads what fits.
+
+    Raises:
+        SettingError: If there are some: nothing may fit.
+    """
+    init_cfgs = cfg.model.get('init_cfg') or []
+    if isinstance(init_cfgs, dict):
+        init_cfgs = [init_cfgs]
+    files = [its.get('checkpoint') for its in init_cfgs]
+    files.append(cfg.model.get('pretrained'))
+    for file in filter(None, files):
+        raise SettingError(
+            f'model.init_cfg or model.pretrained={file!r}: MMEngine would '
+            f'load what fits of it, or nothing. Set load_from={file!r} to '
+            'load all of it, or init_cfg of model.backbone for that part'
+        )
+
+
 @contextmanager
 def _empty_data(key: str) -> Iterator[None]:
     """Say what it means when MMEngine has no samples to store."""
@@ -836,6 +857,7 @@ def build_runner(cfg: Config, *loops: str) -> SafeRunner | FlexibleRunner:
     name_unreadable(cfg, *loops)
     if 'train' in loops:
         check_switches(cfg)
+        check_pretrained(cfg)
     sharded = 'train' in loops and cfg.get('strategy') is not None
     if sharded:
         from . import fsdp  # noqa: F401 - registers it

@@ -11,6 +11,7 @@ from mmengine.registry import init_default_scope
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 
+from vcmamba_mm.checkpoint import CheckpointError
 from vcmamba_mm.classification.distillation import distillation_loss
 
 TEACHER = dict(
@@ -92,6 +93,20 @@ def test_testing_needs_no_teacher():
     assert model(torch.randn(1, 3, 64, 64)).shape == (1, 10)
     with pytest.raises(KeyError, match='NoSuchClassifier'):
         model.init_weights()
+
+
+def test_all_of_a_teacher_is_loaded_or_nothing(tmp_path):
+    weights = MODELS.build(TEACHER).state_dict()
+    path = tmp_path / 'teacher.pth'
+    init_cfg = dict(type='Pretrained', checkpoint=str(path))
+    torch.save(dict(state_dict=weights), path)
+    loaded = build(teacher=dict(TEACHER, init_cfg=init_cfg)).teacher.model
+    for key, value in loaded.state_dict().items():
+        torch.testing.assert_close(value, weights[key])
+    weights.pop('head.fc.bias')
+    torch.save(dict(state_dict=weights), path)
+    with pytest.raises(CheckpointError, match='head.fc.bias'):
+        _ = build(teacher=dict(TEACHER, init_cfg=init_cfg)).teacher
 
 
 def test_teacher_from_timm():

@@ -10,6 +10,8 @@ from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 from torch import Tensor
 
+from ..checkpoint import CheckpointError, extract_state_dict, read_checkpoint
+
 
 def distillation_loss(
     logits: Tensor, teacher_logits: Tensor, mode: str, tau: float
@@ -50,6 +52,25 @@ class _Teacher:
         return self.model(inputs, mode='tensor').float()
 
 
+def _load_pretrained(model: ImageClassifier) -> None:
+    """Load what ``init_cfg`` names, all of it; MMEngine loads what fits."""
+    init_cfg = model.init_cfg
+    if not init_cfg or init_cfg['type'] != 'Pretrained':
+        model.init_weights()
+        return
+    path = init_cfg['checkpoint']
+    state_dict = extract_state_dict(
+        read_checkpoint(path), path, init_cfg.get('weights')
+    )
+    try:
+        # Models may resize what depends on the size of the pictures.
+        model.load_state_dict(state_dict)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f'checkpoint {path} does not fit the teacher: {error}'
+        ) from error
+
+
 @MODELS.register_module()
 class DistilledImageClassifier(ImageClassifier):
     """Image classifier whose second linear head learns from a teacher.
@@ -66,7 +87,9 @@ class DistilledImageClassifier(ImageClassifier):
         *args: As mmpretrain's ``ImageClassifier``.
         teacher: Config of any mmpretrain classifier. For timm's models
             ``dict(type='TimmClassifier', model_name='regnety_160.deit_in1k',
-            pretrained=True)``; for others name the weights with ``init_cfg``.
+            pretrained=True)``; for others name the weights with
+            ``init_cfg=dict(type='Pretrained', checkpoint=...)``, of which
+            every key has to fit.
         distillation: 'soft' or 'hard'.
         alpha: Weight of the distillation loss, from 0 to 1.
         tau: Temperature of the soft distillation.
@@ -118,7 +141,7 @@ class DistilledImageClassifier(ImageClassifier):
             model = MODELS.build(self.teacher_cfg)
             # timm has initialized or loaded its models when it made them.
             if not isinstance(model, TimmClassifier):
-                model.init_weights()
+                _load_pretrained(model)
             self._teacher = _Teacher(model)
         return self._teacher
 
