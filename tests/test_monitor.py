@@ -6,7 +6,7 @@ import pytest
 import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.model import BaseModel
-from mmengine.registry import init_default_scope
+from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -20,6 +20,7 @@ LR, MOMENTUM, BATCH, STEPS = 0.1, 0.25, 4, 6
 CLIP = dict(clip_grad=dict(max_norm=1.0))
 
 
+@MODELS.register_module()
 class Line(BaseModel):
     """Its loss has the gradient (3, 4) everywhere, so its norm is 5."""
 
@@ -62,7 +63,7 @@ def train(work_dir, runner=SafeRunner, **kwargs) -> Runner:
         **{
             **dict(
                 model=Line(),
-                cfg=dict(model=dict(type=Line)),
+                cfg=dict(model=dict(type='Line')),
                 work_dir=str(work_dir),
                 experiment_name=work_dir.name,
                 train_dataloader=loader(STEPS // 2),
