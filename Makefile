@@ -96,4 +96,4 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 
 clean:
-	rm -rf $(VENV) work_dirs/demo data/demo site
+	rm -rf $(VENV) $(FROZEN_VENV) work_dirs/demo data/demo site
