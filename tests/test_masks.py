@@ -116,7 +116,6 @@ def check(sample, loop='train', num_classes=2, ignore_index=255, metric=255):
 
 FORMATS = {
     'uint16 PNG': lambda v: encode(np.array(v, np.uint16)),
-    'uint16 PGM': lambda v: encode(np.array(v, np.uint16), 'PPM'),
     **{
         f'{name} TIFF': lambda v, name=name: tiff(np.array(v, name))
         for name in ('uint16', 'int16', 'int32', 'uint32', 'f4')
@@ -300,6 +299,22 @@ def test_jpegs_are_no_masks(read):
         read(encode(np.zeros((8, 8), np.uint8), 'JPEG'))
 
 
+@pytest.mark.parametrize(
+    'content',
+    [
+        b'P5 2 2 150 ' + bytes([0, 1, 2, 150]),  # Pillow: 0, 2, 3, 255
+        b'P4 8 1 ' + bytes([0b01100010]),
+        encode(np.array([[0, 300]], np.uint16), 'PPM'),
+    ],
+)
+@pytest.mark.parametrize('backend', ['pillow', 'cv2'])
+def test_numbers_that_decoders_stretch(read, content, backend):
+    with pytest.raises(MaskError, match='mask.png is a PGM or PBM, whose num'):
+        read(content, imdecode_backend=backend)
+    with pytest.raises(MaskError, match='mask.png is a picture in colours'):
+        read(b'P6 1 1 255 ' + bytes(3), imdecode_backend=backend)
+
+
 def test_what_the_metric_ignores_counts_in_testing(read):
     sample = read(encode(np.array([[0, 11]], np.uint8)))
     options = dict(num_classes=2, ignore_index=11)
@@ -318,6 +333,27 @@ def test_a_test_without_masks(read):
         test_loop=SimpleNamespace(evaluator=SimpleNamespace(metrics=[])),
     )
     CheckMasksHook().before_test_iter(runner, 0, dict(data_samples=[sample]))
+
+
+@pytest.mark.parametrize('loop', LOOPS)
+def test_other_models_and_batches(read, loop):
+    sample = read(encode(np.array([[0, 7]], np.uint8)))
+    hook = CheckMasksHook()
+    evaluator = SimpleNamespace(metrics=[])
+    loops = {
+        f'{other}_loop': SimpleNamespace(evaluator=evaluator)
+        for other in LOOPS
+    }
+    look = getattr(hook, f'before_{loop}_iter')
+    student = SimpleNamespace(model=SimpleNamespace(student=None), **loops)
+    look(student, 0, dict(data_samples=[sample]))
+    head = SimpleNamespace(num_classes=2, ignore_index=255)
+    model = SimpleNamespace(decode_head=head)
+    segmenter = SimpleNamespace(model=model, **loops)
+    for batch in (dict(inputs=[]), dict(data_samples=[])):
+        look(segmenter, 0, batch)
+    with pytest.raises(MaskError, match='mask.png holds 7'):
+        look(segmenter, 0, dict(data_samples=[sample]))
 
 
 @pytest.mark.parametrize('loop', LOOPS)

@@ -67,6 +67,11 @@ def read_mask(
         raise MaskError(
             f'mask {path} is a JPEG, which changes the numbers: save it as PNG'
         )
+    if header.format == 'PPM' and header.mode in ('1', 'L', 'I'):
+        raise MaskError(
+            f'mask {path} is a PGM or PBM, whose numbers decoders stretch: '
+            'save it as PNG'
+        )
     if header.orientation != 1:
         raise MaskError(
             f'mask {path} is to be turned (Exif orientation '
@@ -271,32 +276,37 @@ class CheckMasksHook(Hook):
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None
     ) -> None:
-        head = _head(runner.model)
-        self._check('train', data_batch, head.num_classes, head.ignore_index)
+        self._check('train', runner, data_batch)
 
     def before_val_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None
     ) -> None:
-        self._check_tested('val', runner, data_batch)
+        self._check('val', runner, data_batch)
 
     def before_test_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None
     ) -> None:
-        self._check_tested('test', runner, data_batch)
+        self._check('test', runner, data_batch)
 
-    def _check_tested(self, loop: str, runner: Runner, batch: dict) -> None:
-        """A metric may ignore something else than the head."""
+    def _check(self, loop: str, runner: Runner, batch: dict) -> None:
         head = _head(runner.model)
-        ignored = [
-            metric.ignore_index
-            for metric in getattr(runner, f'{loop}_loop').evaluator.metrics
-            if hasattr(metric, 'ignore_index')
-        ]
+        samples = batch.get('data_samples')
+        if head is None or not samples:
+            return
+        if isinstance(samples[0], (list, tuple)):  # of each augmentation
+            samples = samples[0]
+        ignored = []
+        if loop != 'train':  # a metric may ignore something else
+            ignored = [
+                metric.ignore_index
+                for metric in getattr(runner, f'{loop}_loop').evaluator.metrics
+                if hasattr(metric, 'ignore_index')
+            ]
         for ignore_index in set(ignored or [head.ignore_index]):
-            self._check(loop, batch, head.num_classes, ignore_index)
+            self._compare(loop, samples, head.num_classes, ignore_index)
 
-    def _check(
-        self, loop: str, batch: dict, num_classes: int, ignore_index: int
+    def _compare(
+        self, loop: str, samples: list, num_classes: int, ignore_index: int
     ) -> None:
         if ignore_index == 255 < num_classes:
             raise MaskError(
@@ -304,9 +314,6 @@ class CheckMasksHook(Hook):
                 'ignore_index in decode_head and evaluators, and another '
                 'seg_pad_val in data_preprocessor'
             )
-        samples = batch['data_samples']
-        if isinstance(samples[0], (list, tuple)):  # of each augmentation
-            samples = samples[0]
         for sample in samples:
             if 'gt_sem_seg' not in sample:  # a test without masks
                 continue
@@ -347,13 +354,13 @@ class CheckMasksHook(Hook):
             )
 
 
-def _head(model: nn.Module) -> nn.Module:
-    """The head that tells the classes of a segmenter."""
+def _head(model: nn.Module) -> nn.Module | None:
+    """The head that tells the classes of a segmenter, if it has one."""
     if is_model_wrapper(model):
         model = model.module
     if isinstance(model, BaseTTAModel):
         model = model.module
-    head = model.decode_head
+    head = getattr(model, 'decode_head', None)
     return head[-1] if isinstance(head, nn.ModuleList) else head  # a cascade
 
 
@@ -361,12 +368,41 @@ def compare_folders(dataset: Dataset) -> None:
     """Name pictures without masks, masks without pictures, and other files.
 
     Args:
-        dataset: One that finds its files as mmseg's ``BaseSegDataset`` does;
-            others are passed over.
+        dataset: One that finds its files as mmseg's ``BaseSegDataset`` or
+            mmpretrain's ``CustomDataset`` does; others are passed over.
+
+    Raises:
+        MaskError: If the folder of the masks does not exist, unless the data
+            set is in test mode.
     """
-    finding = getattr(dataset, 'load_data_list', None)
-    if getattr(finding, '__module__', '') != 'mmseg.datasets.basesegdataset':
+    # ClassFolders, which finds them otherwise, has named the others.
+    if _has(dataset, '_find_samples', 'mmpretrain.datasets.custom'):
+        _compare_class_folders(dataset)
+    if _has(dataset, 'load_data_list', 'mmseg.datasets.basesegdataset'):
+        _compare_pairs(dataset)
+
+
+def _has(dataset: Dataset, method: str, module: str) -> bool:
+    """Whether a method is the one of a module."""
+    return getattr(getattr(dataset, method, None), '__module__', '') == module
+
+
+def _compare_class_folders(dataset: Dataset) -> None:
+    if dataset.ann_file:
         return
+    left_out = [
+        path
+        for path in _files(dataset.img_prefix, None)
+        if not dataset.is_valid_file(path)
+        or (dataset.with_label and '/' not in path)
+    ]
+    endings = ' '.join(sorted(dataset.extensions))
+    lie = 'lie in folders of their classes, and ' * dataset.with_label
+    why = f'pictures {lie}end in {endings}'
+    name_left_out(dataset.img_prefix, left_out, why)
+
+
+def _compare_pairs(dataset: Dataset) -> None:
     images = dataset.data_prefix.get('img_path')
     masks = dataset.data_prefix.get('seg_map_path')
     infos = [dataset.get_data_info(i) for i in range(len(dataset))]
@@ -381,7 +417,15 @@ def compare_folders(dataset: Dataset) -> None:
     if not masks:
         return
     wanted = {info['seg_map_path']: info['img_path'] for info in infos}
-    files = _files(masks, dataset.backend_args)
+    try:
+        files = _files(masks, dataset.backend_args)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if dataset.test_mode:
+            return
+        raise MaskError(
+            f'there is no folder of masks {masks}: mend data_prefix.'
+            'seg_map_path, or set test_mode=True in a test without masks'
+        ) from error
     there = {fileio.join_path(masks, path) for path in files}
     missing = sorted(wanted.keys() - there)
     if missing:
@@ -391,8 +435,11 @@ def compare_folders(dataset: Dataset) -> None:
             'current',
             logging.WARNING,
         )
+    chosen = (
+        dataset.ann_file or dataset.filter_cfg or dataset._indices is not None
+    )
     lonely = [p for p in there - wanted.keys() if p.endswith(suffixes[1])]
-    if lonely and not dataset.ann_file and masks != images:
+    if lonely and not chosen and masks != images:
         print_log(
             f'{len(lonely)} of {len(there)} masks have no picture, for one '
             f'{min(lonely)}',

@@ -95,7 +95,14 @@ class LoadImageStrict(LoadImageFromFile):
         """Say once if 12 of 16 bits are used, of which 8 are taken."""
         if self._told or image.dtype != np.uint8 or image.max() >= 16:
             return
-        stored, _ = decode_image(content, 'unchanged', self.imdecode_backend)
+        if self.imdecode_backend not in (None, 'cv2', 'pillow'):
+            return
+        try:
+            stored, _ = decode_image(
+                content, 'unchanged', self.imdecode_backend
+            )
+        except DecodeError:
+            return
         if stored.dtype == np.uint16:
             LoadImageStrict._told = True
             print_log(

@@ -175,6 +175,23 @@ def test_claims_of_many_pixels(reader, format, side):
     assert time.process_time() - begin < 0.3
 
 
+@pytest.mark.parametrize(
+    'format, mode, options',
+    [
+        ('WEBP', 'RGB', dict(lossless=True)),
+        ('TIFF', '1', dict(compression='group4')),
+        ('PNG', 'L', {}),
+        ('JPEG', 'L', dict(optimize=True)),
+    ],
+)
+def test_blank_pictures(format, mode, options):
+    """Lossless WebP and group 4 have 20 000 pixels in a byte and more."""
+    file = io.BytesIO()
+    Image.new(mode, (5000, 5000)).save(file, format, **options)
+    image, _ = decode_image(file.getvalue())
+    assert image.shape == (5000, 5000, 3) and not image.any()
+
+
 def test_the_limit_is_named_and_can_be_raised(tmp_path, monkeypatch):
     path = tmp_path / 'a.png'
     path.write_bytes(PICTURES['PNG'])

@@ -19,7 +19,7 @@ from vcmamba_mm.datasets.archives import (
 )
 from vcmamba_mm.datasets.endings import PICTURES, is_picture
 from vcmamba_mm.demo.image import find_pictures
-from vcmamba_mm.masks import compare_folders
+from vcmamba_mm.masks import MaskError, compare_folders
 from vcmamba_mm.results import parts_of
 
 
@@ -87,6 +87,50 @@ def test_class_folders(tmp_path, lines, archive):
     for words in ('4 files are left out', '2 .gif', '1 .txt', '1 .jpg'):
         assert words in line
     assert '.webp' in line.split('end in')[1]
+
+
+@pytest.mark.parametrize('archive', [False, True])
+@pytest.mark.parametrize('kind', ['ClassFolders', 'ImageNet'])
+@pytest.mark.parametrize('with_label', [False, True])
+def test_left_out_is_said_once(tmp_path, lines, archive, kind, with_label):
+    pytest.importorskip('mmpretrain')
+    from mmpretrain.registry import DATASETS
+
+    import vcmamba_mm.classification  # noqa: F401
+
+    init_default_scope('mmpretrain')
+    names = ['a/0.jpg', 'b/0.jpg', 'b/1.gif', 'b/.hidden.gif', '2.jpg']
+    root = tmp_path / 'folder'
+    fill(root, *names)
+    where = str(root)
+    if archive:
+        files = ((name, (root / name).read_bytes()) for name in names)
+        write_tar(files, tmp_path / 'tar')
+        where = f'tar://{tmp_path}/tar'
+    dataset = DATASETS.build(
+        dict(
+            type=kind,
+            data_root=where,
+            with_label=with_label,
+            extensions=('.jpg',),
+            metainfo=dict(classes=('a', 'b')),
+        )
+    )
+    assert len(dataset) == (2 if with_label else 3)
+    compare_folders(dataset)
+    (line,) = (line for line in lines() if 'left out' in line)
+    assert '1 .gif' in line and line.endswith('end in .jpg')
+    assert ('1 .jpg' in line) == with_label  # 2.jpg is in no class
+
+
+def test_nothing_is_said_of_what_a_list_leaves_out(tmp_path, lines):
+    pytest.importorskip('mmpretrain')
+    from mmpretrain.datasets import ImageNet
+
+    fill(tmp_path, 'a/0.jpg', 'a/1.webp')
+    (tmp_path / 'list.txt').write_text('a/0.jpg 0\n')
+    compare_folders(ImageNet(str(tmp_path), ann_file='list.txt'))
+    assert not lines()
 
 
 def test_class_folders_as_the_stock_ones(tmp_path):
@@ -212,6 +256,28 @@ def test_lonely_pictures_and_masks(scenes, lines, tmp_path):
     (tmp_path / 'list.txt').write_text('0\n')
     compare_folders(scenes(ann_file='list.txt'))
     assert len(lines()) == 2  # nothing is said of what a list leaves out
+
+
+@pytest.mark.parametrize(
+    'options', [dict(indices=1), dict(filter_cfg=dict(a=1))]
+)
+def test_a_part_of_the_pictures(scenes, lines, options):
+    compare_folders(scenes(*PAIRS, 'masks/a/3.png', **options))
+    assert not lines()
+    compare_folders(scenes('pictures/0.jpg', 'pictures/2.jpg', indices=[1]))
+    (line,) = lines()
+    assert '1 of 1 pictures have no mask' in line
+
+
+def test_no_folder_of_masks(scenes, lines, tmp_path):
+    dataset = scenes(*PAIRS)
+    dataset.data_prefix['seg_map_path'] = f'{tmp_path}/gone'
+    message = f'masks {tmp_path}/gone: mend data_prefix.seg_map_path'
+    with pytest.raises(MaskError, match=message):
+        compare_folders(dataset)
+    dataset.test_mode = True
+    compare_folders(dataset)
+    assert not lines()
 
 
 def test_one_folder_for_both(tmp_path, lines):

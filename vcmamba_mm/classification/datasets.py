@@ -42,9 +42,17 @@ class ClassFolders(CustomDataset):
             ValueError: If there are no pictures, or other folders than
                 classes.
         """
-        if not self.with_label:
-            return super()._find_samples()
         backend = get_file_backend(self.img_prefix, enable_singleton=True)
+        endings = ' '.join(self.extensions)
+        if not self.with_label:
+            samples = super()._find_samples()
+            files = backend.list_dir_or_file(
+                self.img_prefix, list_dir=False, recursive=True
+            )
+            left_out = set(files) - set(samples)
+            why = f'pictures end in {endings}'
+            name_left_out(self.img_prefix, left_out, why)
+            return samples
         folders = backend.list_dir_or_file(self.img_prefix, list_file=False)
         classes = sorted(name for name in folders if not is_hidden(name))
         self.folder_to_idx = {name: i for i, name in enumerate(classes)}
@@ -64,7 +72,6 @@ class ClassFolders(CustomDataset):
                 samples.append((folder, name))
             else:
                 left_out.append(path)
-        endings = ' '.join(self.extensions)
         why = f'pictures lie in folders of their classes, and end in {endings}'
         if not samples:
             raise ValueError(f'{self.img_prefix} has no pictures: {why}')

@@ -41,7 +41,7 @@ _MORE_PIXELS = (
     ': if it really is, VCMAMBA_MM_MAX_PIXELS=N in the environment allows N '
     'pixels'
 )
-# PNG has most: a 1032th, and 8 pixels in a byte.
+# Of PNG and JPEG. PNG has most: a 1032th, and 8 pixels in a byte.
 _MANY_PIXELS, _MOST_PIXELS_PER_BYTE = 2**24, 10_000
 
 # What mmcv, OpenCV and Pillow raise while they look at damaged bytes.
@@ -104,7 +104,7 @@ def read_header(content: bytes) -> Header:
     """
     jpeg = read_jpeg_header(content)
     if jpeg is not None:
-        _check_size(jpeg.height, jpeg.width, len(content))
+        _check_size('JPEG', jpeg.height, jpeg.width, len(content))
         return Header(*jpeg[:3], 'JPEG', 'L' if jpeg.gray else 'RGB')
     try:
         header = _read_with_pillow(content)
@@ -114,7 +114,7 @@ def read_header(content: bytes) -> Header:
         raise KindError(f'is too large ({error}){_MORE_PIXELS}') from error
     except DECODER_ERRORS as error:
         raise DecodeError(f'the header is damaged ({error})') from error
-    _check_size(header.height, header.width, len(content))
+    _check_size(header.format, header.height, header.width, len(content))
     if header.format == 'PNG':
         _check_chunks(content)
     if header.orientation not in range(1, 9):
@@ -149,7 +149,7 @@ def _read_with_pillow(content: bytes) -> Header:
     return Header(height, width, tags.get(_ORIENTATION, 1), 'TIFF', mode)
 
 
-def _check_size(height: int, width: int, num_bytes: int) -> None:
+def _check_size(format: str, height: int, width: int, num_bytes: int) -> None:
     """Look whether there may be so many pixels, before they are waited for."""
     limit = Image.MAX_IMAGE_PIXELS and 2 * Image.MAX_IMAGE_PIXELS
     if limit and height * width > limit:
@@ -157,7 +157,8 @@ def _check_size(height: int, width: int, num_bytes: int) -> None:
             f'is too large ({width} x {height} pixels, the limit is {limit})'
             f'{_MORE_PIXELS}'
         )
-    if height * width > max(_MANY_PIXELS, _MOST_PIXELS_PER_BYTE * num_bytes):
+    most = max(_MANY_PIXELS, _MOST_PIXELS_PER_BYTE * num_bytes)
+    if format in ('PNG', 'JPEG') and height * width > most:
         raise DecodeError(
             f'{num_bytes} bytes cannot be {width} x {height} pixels'
         )
@@ -470,7 +471,7 @@ def open_picture(content: bytes) -> JpegPicture | WholePicture:
     """
     header = read_jpeg_header(content)
     if header is not None:
-        _check_size(header.height, header.width, len(content))
+        _check_size('JPEG', header.height, header.width, len(content))
         return JpegPicture(content, header)
     ppm = _PPM.match(content)
     if ppm:
