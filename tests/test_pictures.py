@@ -1,11 +1,13 @@
 """Inference reads a picture as the test does."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, smallest_classifier_cfg
 from mmengine.config import Config
-from mmengine.dataset import Compose, pseudo_collate
+from mmengine.dataset import Compose, ConcatDataset, pseudo_collate
 from mmengine.registry import init_default_scope
 from PIL import Image
 
@@ -144,20 +146,38 @@ def test_a_config_that_does_not_say_how():
         build_reading(cfg)
 
 
+@pytest.mark.parametrize(
+    'loader, missing',
+    [
+        (None, 'test_dataloader'),
+        (dict(dataset=dict(type='CustomDataset')), 'pipeline'),
+        (dict(dataset=dict(type='CustomDataset', pipeline=[])), 'pipeline'),
+    ],
+)
+def test_a_model_needs_no_pictures(loader, missing):
+    """But an inferencer needs what says how they are read."""
+    cfg = classifier(3, dict(type='LoadImageFromFile'))
+    cfg.test_dataloader = loader
+    assert get_model(cfg, device='cpu').head.num_classes == 3
+    with pytest.raises(ValueError, match=f'has no {missing}'):
+        get_inferencer(cfg, device='cpu')
+
+
 def test_configs_in_other_forms(picture_file):
     """Data sets that wrap others, classes in place of names."""
     from mmcv.transforms import LoadImageFromFile
-    from mmpretrain.datasets import PackInputs
+    from mmpretrain.datasets import CustomDataset, PackInputs
 
     pipeline = [
         dict(type='SeedSample'),
         dict(type=LoadImageFromFile, color_type='grayscale'),
         dict(type=PackInputs),
     ]
-    part = dict(type='CustomDataset', pipeline=pipeline)
+    part = dict(type=CustomDataset, pipeline=pipeline)
     part = dict(type='RepeatDataset', dataset=part)
     cfg = classifier(1, dict(type='LoadImageFromFile'))
-    cfg.test_dataloader.dataset = dict(type='ConcatDataset', datasets=[part])
+    parts = [dict(type='ConcatDataset', datasets=[part])]
+    cfg.test_dataloader.dataset = dict(type=ConcatDataset, datasets=parts)
     image = build_reading(cfg)(dict(img_path=str(picture_file)))['img']
     assert image.shape == (90, 120)
     result = get_inferencer(cfg, device='cpu')(str(picture_file))
@@ -170,6 +190,20 @@ def test_paintings_of_the_same_name(picture_file, tmp_path):
     )
     with pytest.raises(FileExistsError, match='square.png: give each call'):
         inferencer([str(picture_file)] * 2, show_dir=tmp_path)
+    # The last ending is cut off twice; an array has its place as its name.
+    for *names, painted in (
+        ('photo.1.png', 'photo.2.png', 'photo.png'),
+        (None, '0.png', '0.png'),
+    ):
+        inputs = [np.zeros((64, 64, 3), np.uint8)] * len(names)
+        for i, name in enumerate(names):
+            if name:
+                shutil.copy(picture_file, tmp_path / name)
+                inputs[i] = str(tmp_path / name)
+        out = tmp_path / 'painted'
+        with pytest.raises(FileExistsError, match=f'painted/{painted}: give'):
+            inferencer(inputs, show_dir=out)
+        assert not out.exists()
     inferencer = get_inferencer(
         segmenter(3, dict(type='LoadImageFromFile')), device='cpu'
     )

@@ -17,7 +17,14 @@ from vcmamba_mm.engine import (
     one_line_errors,
     replace_type,
 )
+from vcmamba_mm.pictures import tested_datasets
 
+# What paints, by scope; MMEngine's own does not know what was predicted.
+VISUALIZERS = dict(
+    mmpretrain='UniversalVisualizer',
+    mmseg='SegLocalVisualizer',
+    mmdet='DetLocalVisualizer',
+)
 # Wrappers that leave a wrong label in what is saved, and ours.
 BETTER_TTA = dict(
     AverageClsScoreTTA='LabelledClsScoreTTA', SegTTAModel='AverageSegScoreTTA'
@@ -56,7 +63,8 @@ def use_tta(cfg: Config) -> None:
         raise ValueError(
             '--tta needs tta_model and tta_pipeline in the config'
         )
-    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+    for dataset in tested_datasets(cfg):
+        dataset.pipeline = cfg.tta_pipeline
     for stock, ours in BETTER_TTA.items():
         replace_type(cfg.tta_model, rf'(mm[\w.]+\.)?{stock}', ours)
     cfg.model = dict(**cfg.tta_model, module=cfg.model)
@@ -77,6 +85,20 @@ def save_predictions(cfg: Config, out: str) -> None:
     ]
 
 
+def paint_predictions(cfg: Config, out: str) -> None:
+    cfg.visualizer = cfg.get('visualizer') or dict(type='Visualizer')
+    painter = VISUALIZERS.get(cfg.get('default_scope'))
+    found = replace_type(
+        cfg.visualizer, r'(mmengine[\w.]*\.)?Visualizer', painter
+    )
+    if found and not painter:
+        raise ValueError(
+            '--show-dir needs a visualizer in the config, or a default_scope '
+            f'of {", ".join(VISUALIZERS)}'
+        )
+    add_hook(cfg, type='PaintHook', out_dir=out)
+
+
 def add_hook(cfg: Config, **hook: str) -> None:
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
 
@@ -92,7 +114,7 @@ def main() -> None:
         if args.out:
             save_predictions(cfg, args.out)
         if args.show_dir:
-            add_hook(cfg, type='PaintHook', out_dir=args.show_dir)
+            paint_predictions(cfg, args.show_dir)
         runner = build_runner(cfg, 'test')
     with one_line_errors(*LOOP_ERRORS):
         runner.test()

@@ -17,7 +17,7 @@ from mmengine.registry import DATASETS
 
 from .checkpoint import check_fit, extract_state_dict, read_checkpoint
 from .model_zoo import load_config
-from .pictures import tested_dataset
+from .pictures import tested_datasets
 
 if TYPE_CHECKING:
     from .classification.inferencer import ClassificationInferencer
@@ -38,9 +38,9 @@ def _scope(cfg: Config) -> str:
 
 def _config_meta(cfg: Config) -> dict:
     """Classes and palette of the config's test data, without reading it."""
-    if 'test_dataloader' not in cfg:
+    if not cfg.get('test_dataloader'):
         return {}
-    dataset = tested_dataset(cfg)
+    dataset = tested_datasets(cfg)[0]
     cls = dataset.type
     if isinstance(cls, str):
         cls = DATASETS.get(f'{_scope(cfg)}.{cls}')
@@ -100,7 +100,11 @@ def get_model(
     else:
         from mmpretrain import get_model as get_classifier
 
-        built = get_classifier(cfg, device=device)
+        # It would look into the test data for what _load reads from them.
+        without = cfg.copy()
+        without.pop('test_dataloader', None)
+        built = get_classifier(without, device=device)
+        built._config.test_dataloader = cfg.get('test_dataloader')
     _load(built, cfg, checkpoint, weights)
     return built
 

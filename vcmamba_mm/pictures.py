@@ -35,8 +35,16 @@ def _name(step: dict) -> str:
     return cls.rpartition('.')[2] if isinstance(cls, str) else cls.__name__
 
 
-def tested_dataset(cfg: Config) -> ConfigDict:
-    """The config of the data set of the test; the first one, of several.
+def _parts(dataset: ConfigDict) -> list[ConfigDict]:
+    """Those that a data set wraps, at any depth, or itself."""
+    inner = dataset.get('datasets') or [dataset.get('dataset')]
+    if 'pipeline' in dataset or inner == [None]:
+        return [dataset]
+    return [part for each in inner for part in _parts(each)]
+
+
+def tested_datasets(cfg: Config) -> list[ConfigDict]:
+    """The configs of the data sets of the test, without what wraps them.
 
     Raises:
         ValueError: If the config has no ``test_dataloader``.
@@ -46,20 +54,19 @@ def tested_dataset(cfg: Config) -> ConfigDict:
             f'{cfg.filename or "the config"} has no test_dataloader, whose '
             'pipeline says how pictures are read'
         )
-    dataset = cfg.test_dataloader.dataset
-    while 'pipeline' not in dataset:  # it wraps another, or several
-        dataset = dataset.get('dataset') or dataset.datasets[0]
-    return dataset
+    return _parts(cfg.test_dataloader.dataset)
 
 
 def _steps(cfg: Config) -> tuple[dict, list[dict]]:
     """What reads pictures in testing, and what follows but for annotations."""
+    pipeline = tested_datasets(cfg)[0].get('pipeline')
+    if not pipeline:
+        raise ValueError(
+            f'{cfg.filename or "the config"}: the data set of test_dataloader '
+            'has no pipeline, which says how pictures are read'
+        )
     annotations = re.compile('Load.*(Annotation|Mask)')
-    steps = [
-        step
-        for step in tested_dataset(cfg).pipeline
-        if not annotations.match(_name(step))
-    ]
+    steps = [s for s in pipeline if not annotations.match(_name(s))]
     loading = [step for step in steps if _name(step).startswith('Load')][:1]
     rest = [step for step in steps if step not in loading]
     read = dict(loading[0]) if loading else {}
@@ -85,7 +92,8 @@ def build_reading(cfg: Config) -> Callable[[dict], dict]:
         nothing.
 
     Raises:
-        ValueError: If the config has no ``test_dataloader``.
+        ValueError: If the config has no ``test_dataloader``, or that no
+            pipeline.
     """
     return _build(cfg, _steps(cfg)[0])
 

@@ -45,12 +45,17 @@ class ClassificationInferencer(ImageClassificationInferencer):
         show_dir: str | Path | None = None,
         **kwargs,
     ) -> list[np.ndarray] | None:
-        names = Counter(Path(x).stem for x in ori_inputs if isinstance(x, str))
+        # as mmpretrain makes them: photo.png of photo.1.jpg
+        stems = (
+            Path(x).stem if isinstance(x, str) else str(i)
+            for i, x in enumerate(ori_inputs)
+        )
+        names = Counter(Path(stem).with_suffix('.png').name for stem in stems)
         twice = [name for name, count in names.items() if count > 1]
         if show_dir is not None and twice:
             raise FileExistsError(
                 f'several pictures would be painted to {show_dir}/{twice[0]}'
-                '.png: give each call pictures with different names'
+                ': give each call pictures with different names'
             )
         return super().visualize(
             ori_inputs, preds, *args, show_dir=show_dir, **kwargs
