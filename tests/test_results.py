@@ -1,5 +1,6 @@
 """What tools/test.py writes of each picture: one file for one picture."""
 
+import runpy
 import shutil
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset, ConcatDataset
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import PixelData
+from mmengine.visualization import Visualizer
 from PIL import Image
 from torch.utils.data import Subset
 
@@ -64,6 +66,16 @@ def test_names_are_relative_to_the_prefix():
 def test_names_that_would_be_the_same():
     data = Pictures('val', 'a/1.jpg', 'a/1.png', 'a/2.png', 'b/1.jpg')
     assert names(data) == ['a/1.jpg.png', 'a/1.png.png', 'a/2.png', 'b/1.png']
+
+
+def test_names_that_would_be_the_same_with_both_endings():
+    data = Pictures('val', 'a.jpg', 'a.png', 'a.jpg.png', 'b.jpg')
+    assert names(data) == [
+        'a.jpg.png',
+        'a.png.png',
+        'a.jpg.png.png',
+        'b.jpg.png',
+    ]
 
 
 def test_names_of_several_parts():
@@ -144,7 +156,8 @@ def test_segmenter(places, segmenter_file, run_here, tmp_path):
         assert mask.dtype == np.uint8 and mask.shape == (64, 96)
         assert (mask == 4).all()
         painted = np.asarray(Image.open(tmp_path / 'painted' / name))
-        assert painted.shape == (64, 2 * 96, 3)  # the truth, what was seen
+        # of 64 x 96, so that text can be read; the truth, what was seen
+        assert painted.shape == (360, 2 * 540, 3)
         # 80 % of class 3's colour (mmseg's default), 20 % of the picture
         expected = 0.8 * np.array(COLOUR) + 0.2 * np.array([200, 100, 20 * i])
         assert np.abs(np.median(painted, (0, 1)) - expected).max() < 2
@@ -170,6 +183,7 @@ def test_classifier(pictures, run_here, tmp_path):
         tmp_path / 'painted',
         '--cfg-options',
         f'test_dataloader.dataset.data_root={root}',
+        'visualizer=None',  # MMEngine's own, which paints no classes
         'experiment_name=classes',
     )
     assert 'accuracy/top1' in output
@@ -186,6 +200,56 @@ def test_classifier(pictures, run_here, tmp_path):
     below = [np.asarray(i)[220:].astype(int) for i in (first, original)]
     assert np.abs(below[0] - below[1]).mean() < 2  # RGB
     assert np.abs(below[0] - below[1][..., ::-1]).mean() > 10
+
+
+@pytest.mark.parametrize(
+    'visualizer',
+    [
+        None,
+        dict(type='Visualizer', vis_backends=[]),
+        dict(type='mmengine.Visualizer'),
+        dict(type=Visualizer),
+    ],
+)
+def test_what_paints_is_of_the_scope(visualizer):
+    prepare = runpy.run_path(str(ROOT / 'tools/test.py'))['paint_predictions']
+    for scope, kind in (
+        ('mmpretrain', 'UniversalVisualizer'),
+        ('mmseg', 'SegLocalVisualizer'),
+        ('mmdet', 'DetLocalVisualizer'),
+    ):
+        cfg = Config(dict(default_scope=scope, visualizer=visualizer))
+        prepare(cfg, 'out')
+        assert cfg.visualizer == dict(visualizer or {}, type=kind)
+    cfg.visualizer = dict(type='Own')
+    prepare(cfg, 'out')
+    assert cfg.visualizer == dict(type='Own')
+    cfg = Config(dict(visualizer=visualizer))
+    with pytest.raises(ValueError, match='--show-dir needs a visualizer'):
+        prepare(cfg, 'out')
+
+
+def test_tta_of_several_parts():
+    """Every part gets the pipeline, what wraps them none."""
+    read, tta = [dict(type='LoadImageFromFile')], [dict(type='TestTimeAug')]
+    parts = [dict(type='CustomDataset', pipeline=read) for _ in range(3)]
+    repeated = dict(type='RepeatDataset', dataset=parts[2], times=2)
+    parts[2:] = [repeated]
+    dataset = dict(type='ConcatDataset', datasets=parts)
+    cfg = Config(
+        dict(
+            model={},
+            test_dataloader=dict(dataset=dataset),
+            tta_model=dict(type='AverageClsScoreTTA'),
+            tta_pipeline=tta,
+        )
+    )
+    runpy.run_path(str(ROOT / 'tools/test.py'))['use_tta'](cfg)
+    found = cfg.test_dataloader.dataset
+    *simple, repeated = found.datasets
+    for part in (*simple, repeated.dataset):
+        assert part.pipeline == tta
+    assert 'pipeline' not in found and 'pipeline' not in repeated
 
 
 def seen(classes, **kwargs):

@@ -238,7 +238,7 @@ def test_segmenter_whole_and_sliding(
     painted = list((tmp_path / 'show').rglob('*.png'))
     assert len(painted) == 2
     with Image.open(painted[0]) as image:
-        assert image.size == (300, 96)  # truth beside prediction
+        assert image.size == (2 * 563, 360)  # truth beside prediction
     with Image.open(tmp_path / 'maps/0.png') as image:
         assert image.size == (150, 96)
 

@@ -10,11 +10,14 @@ from unittest import mock
 
 import mmengine.dist.utils
 import numpy as np
+import torch.nn.functional as F
+from mmcv.image import imrescale
 from mmengine.dist import get_dist_info
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from mmengine.structures import BaseDataElement
+from mmengine.structures import BaseDataElement, PixelData
+from mmengine.visualization import Visualizer
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -52,6 +55,49 @@ def pictures_of(dataset: Dataset) -> dict[str, Dataset]:
     }
 
 
+def paint(
+    visualizer: Visualizer,
+    image: np.ndarray,
+    sample: BaseDataElement,
+    path: Path,
+    **kwargs,
+) -> None:
+    """Paint over a picture what was predicted of it, into a file.
+
+    Args:
+        visualizer: Of mmpretrain, mmseg or mmdet.
+        image: RGB; a classifier's or segmenter's is enlarged, so that its
+            shorter edge has at least ``SHORT_EDGE`` pixels.
+        sample: What was predicted, and the truth.
+        path: Of the file.
+        **kwargs: Further arguments of the visualizer's.
+    """
+    edge = min(image.shape[:2])
+    if hasattr(visualizer, 'visualize_cls'):
+        visualizer.visualize_cls(
+            image,
+            sample,
+            resize=max(SHORT_EDGE, edge),
+            out_file=str(path),
+            **kwargs,
+        )
+        return
+    masks = {  # of mmseg; mmdet's have no data
+        key: mask.data
+        for key, mask in sample.items()
+        if key.endswith('_sem_seg') and 'data' in mask
+    }
+    if masks and edge < SHORT_EDGE:
+        image = imrescale(image, SHORT_EDGE / edge)
+        sample = sample.new()  # other hooks want its own masks
+        for key, mask in masks.items():
+            larger = F.interpolate(mask[None].float(), image.shape[:2])
+            sample.set_data({key: PixelData(data=larger[0].long())})
+    visualizer.add_datasample(
+        path.name, image, sample, out_file=str(path), **kwargs
+    )
+
+
 def _steps(path: str) -> tuple[str, ...]:
     """A path from where all begin, folder by folder."""
     scheme, found, rest = path.partition('://')
@@ -70,7 +116,7 @@ def result_names(pictures: dict[str, Dataset]) -> dict[str, str]:
         dict: By path, the path from the folder of the pictures (the
         ``data_prefix``; of several, or where pictures lie elsewhere, the one
         that holds all), with the ending .png. Where that would be the same
-        for two, .png follows the other ending.
+        for two, .png follows the other ending; of all, if need be.
     """
     steps = {path: _steps(path) for path in pictures}
     folders = [parents for *parents, _ in steps.values()]
@@ -85,11 +131,14 @@ def result_names(pictures: dict[str, Dataset]) -> dict[str, str]:
         path: PurePosixPath(*(step.strip('/') for step in its[start:]))
         for path, its in steps.items()
     }
-    counts = Counter(name.with_suffix('.png') for name in names.values())
-    for path, name in names.items():
-        png = name.with_suffix('.png')
-        names[path] = str(png if counts[png] == 1 else f'{name}.png')
-    return names
+    pngs = {path: name.with_suffix('.png') for path, name in names.items()}
+    longer = {path: f'{name}.png' for path, name in names.items()}
+    counts = Counter(pngs.values())
+    mixed = {
+        path: str(png) if counts[png] == 1 else longer[path]
+        for path, png in pngs.items()
+    }
+    return mixed if len(set(mixed.values())) == len(mixed) else longer
 
 
 class _ResultsHook(Hook):
@@ -193,20 +242,8 @@ class PaintHook(_ResultsHook):
                 results = next(steps)(results)
         else:
             results['img'] = inputs[i].permute(1, 2, 0).cpu().numpy()
-        image = viewable(results['img'])
-        visualizer = runner.visualizer
         # It would do nothing in the others than the first process.
         with mock.patch.object(
             mmengine.dist.utils, 'is_main_process', lambda group=None: True
         ):
-            if hasattr(visualizer, 'visualize_cls'):
-                visualizer.visualize_cls(
-                    image,
-                    sample,
-                    resize=max(SHORT_EDGE, min(image.shape[:2])),
-                    out_file=str(path),
-                )
-            else:
-                visualizer.add_datasample(
-                    path.name, image, sample, out_file=str(path)
-                )
+            paint(runner.visualizer, viewable(results['img']), sample, path)

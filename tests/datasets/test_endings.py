@@ -1,6 +1,7 @@
 """Which files are used, and that the others are named."""
 
 import re
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -313,5 +314,15 @@ def test_pictures_to_paint(tmp_path, lines):
     found = {str(source) for source, _ in find_pictures([tmp_path], 'out')}
     expected = [*NAMES, 'a/x.JPG', 'b/deep/y.WebP']
     assert found == {str(Path(tmp_path, name)) for name in expected}
+    (line,) = lines()
+    assert '3 files are left out (2 .gif, 1 .txt)' in line
+
+
+def test_pictures_to_analyse(tmp_path, lines):
+    fill(tmp_path, *NAMES, *OTHERS, *HIDDEN)
+    tool = runpy.run_path(str(ROOT / 'tools/analysis/receptive_field.py'))
+    found = tool['find_pictures'](str(tmp_path), 100)
+    expected = [*NAMES, 'a/x.JPG', 'b/deep/y.WebP']
+    assert {*found} == {tmp_path / name for name in expected}
     (line,) = lines()
     assert '3 files are left out (2 .gif, 1 .txt)' in line

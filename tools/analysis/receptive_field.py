@@ -20,7 +20,7 @@ from vcmamba_mm.analysis.receptive_field import (
     effective_receptive_field,
     side_of_share,
 )
-from vcmamba_mm.datasets.endings import is_picture
+from vcmamba_mm.datasets.endings import pictures_below
 from vcmamba_mm.engine import (
     SETUP_ERRORS,
     add_weights_argument,
@@ -66,11 +66,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def find_pictures(folder: str, number: int) -> list[Path]:
-    found = sorted(
-        path
-        for path in Path(folder).rglob('*')
-        if is_picture(path.relative_to(folder).as_posix())
-    )
+    found = pictures_below(Path(folder))
     if not found:
         raise FileNotFoundError(f'there are no pictures in {folder}')
     # From all classes, if the folders are such.

@@ -4,6 +4,7 @@ import logging
 import posixpath
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 
 from mmengine.logging import print_log
 
@@ -45,3 +46,21 @@ def name_left_out(folder: str, paths: Iterable[str], why: str) -> None:
             'current',
             logging.WARNING,
         )
+
+
+def pictures_below(folder: Path, without: Path | None = None) -> list[Path]:
+    """List all pictures, and say in one line which files are none.
+
+    Args:
+        folder: Looked through at any depth.
+        without: A folder in it that is not looked at.
+    """
+    files = sorted(file for file in folder.rglob('*') if file.is_file())
+    if without and without.resolve() != folder.resolve():
+        within = without.resolve()
+        files = [f for f in files if within not in f.resolve().parents]
+    names = {file: file.relative_to(folder).as_posix() for file in files}
+    left_out = [name for name in names.values() if not is_picture(name)]
+    why = f'pictures end in {" ".join(PICTURES)}'
+    name_left_out(str(folder), left_out, why)
+    return [file for file, name in names.items() if is_picture(name)]

@@ -5,16 +5,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch.nn.functional as F
-from mmcv.image import imrescale
 from rich.console import Console
 from rich.progress import track
 
-from ..datasets.endings import PICTURES, is_picture, name_left_out
+from ..datasets.endings import pictures_below
 from ..inference import get_inferencer
 from ..model_zoo import load_config
 from ..pictures import build_reading, viewable
-from ..results import SHORT_EDGE
+from ..results import paint
 from ..transforms import ImageReadError
 
 if TYPE_CHECKING:
@@ -28,19 +26,7 @@ OPACITY = 0.6  # of masks
 NUM_LISTED = 3  # classes
 
 # Paints a picture (RGB) and what was predicted of it into a file; says it too.
-Painter = Callable[[np.ndarray, 'DataSample | SegDataSample', str], str]
-
-
-def _pictures_below(folder: Path, out: Path) -> list[Path]:
-    """All pictures, but for those that were painted in a folder below."""
-    files = sorted(file for file in folder.rglob('*') if file.is_file())
-    if out.resolve() != folder.resolve():
-        files = [f for f in files if out.resolve() not in f.resolve().parents]
-    names = {file: file.relative_to(folder).as_posix() for file in files}
-    left_out = [name for name in names.values() if not is_picture(name)]
-    why = f'pictures end in {" ".join(PICTURES)}'
-    name_left_out(str(folder), left_out, why)
-    return [file for file, name in names.items() if is_picture(name)]
+Painter = Callable[[np.ndarray, 'DataSample | SegDataSample', Path], str]
 
 
 def find_pictures(
@@ -64,7 +50,7 @@ def find_pictures(
     """
     pairs = {}
     for path in map(Path, paths):
-        found = _pictures_below(path, Path(out))
+        found = pictures_below(path, Path(out))
         for source in found or [path]:
             name = source.relative_to(path) if found else source.name
             target = Path(out) / name
@@ -94,22 +80,17 @@ def _classes_painter(inferencer: 'ClassificationInferencer') -> Painter:
         name.partition(',')[0] for name in inferencer.classes
     ]
 
-    def paint(image: np.ndarray, sample: 'DataSample', out_file: str) -> str:
-        visualizer.visualize_cls(
-            image,
-            sample,
-            classes=classes,
-            draw_gt=False,
-            resize=max(SHORT_EDGE, min(image.shape[:2])),
-            out_file=out_file,
-        )
+    def paint_classes(
+        image: np.ndarray, sample: 'DataSample', path: Path
+    ) -> str:
+        paint(visualizer, image, sample, path, classes=classes, draw_gt=False)
         if inferencer.multi_label:
             scores, labels = predicted_classes(sample)
             return _listed(scores, labels, classes) or 'none of the classes'
         scores, labels = sample.pred_score.sort(descending=True)
         return _listed(scores.tolist(), labels.tolist(), classes)
 
-    return paint
+    return paint_classes
 
 
 def _masks_painter(inferencer: 'SegmentationInferencer') -> Painter:
@@ -120,29 +101,17 @@ def _masks_painter(inferencer: 'SegmentationInferencer') -> Painter:
     )
     visualizer.alpha = OPACITY
 
-    def paint(
-        image: np.ndarray, sample: 'SegDataSample', out_file: str
+    def paint_masks(
+        image: np.ndarray, sample: 'SegDataSample', path: Path
     ) -> str:
+        paint(visualizer, image, sample, path, draw_gt=False)
         # One output for two classes becomes 0.0 and 1.0.
         mask = sample.pred_sem_seg.data.long().cpu()
-        scale = SHORT_EDGE / min(image.shape[:2])
-        if scale > 1:
-            image = imrescale(image, scale)
-            larger = F.interpolate(mask[None].float(), image.shape[:2])[0]
-            # A new one: the old one has its size for good.
-            sample.pred_sem_seg = type(sample.pred_sem_seg)(data=larger.long())
-        visualizer.add_datasample(
-            out_file,
-            image,
-            sample,
-            draw_gt=False,
-            out_file=out_file,
-        )
         labels, counts = mask.unique(return_counts=True)
         shares, order = (counts / counts.sum()).sort(descending=True)
         return _listed(shares.tolist(), labels[order].tolist(), classes)
 
-    return paint
+    return paint_masks
 
 
 def _listed(
@@ -187,7 +156,8 @@ def paint_pictures(
     cfg = load_config(model)
     inferencer = get_inferencer(cfg, checkpoint, device, weights)
     is_segmenter = hasattr(inferencer.model, 'decode_head')
-    paint = (_masks_painter if is_segmenter else _classes_painter)(inferencer)
+    painter = _masks_painter if is_segmenter else _classes_painter
+    paint_one = painter(inferencer)
     read = build_reading(cfg)
     seen, failed = {}, {}
     for source, target in track(
@@ -200,5 +170,5 @@ def paint_pictures(
             continue
         (data,) = inferencer.preprocess([image])
         (sample,) = inferencer.forward(data)
-        seen[source] = paint(viewable(image), sample, str(target))
+        seen[source] = paint_one(viewable(image), sample, target)
     return seen, failed
