@@ -13,7 +13,6 @@ from mmengine.fileio import dump
 
 from vcmamba_mm.analysis.complexity import (
     build_model,
-    input_channels,
     model_complexity,
 )
 from vcmamba_mm.analysis.figures import new_figure, write_figure
@@ -121,7 +120,7 @@ def main() -> None:
             args.batch_size,
             args.device,
             getattr(torch, args.dtype),
-            input_channels(model),
+            model.backbone.in_channels,
             **(QUICK if args.quick else FULL),
         )
     macs = [model_complexity(model, shape)['total'].macs for shape in shapes]

@@ -27,11 +27,6 @@ class Complexity(NamedTuple):
     scan_macs: int
 
 
-def input_channels(model: BaseModel) -> int:
-    """Channels of the pictures that a model with our backbone takes."""
-    return model.backbone.stem[0].in_channels
-
-
 def count_macs(model: nn.Module, shape: tuple[int, int, int]) -> int:
     """Count one picture's forward pass, where the model is.
 
@@ -89,7 +84,7 @@ def model_complexity(
             'on the picture, it cannot be counted'
         )
     model.to('meta')
-    channels = input_channels(model)
+    channels = model.backbone.in_channels
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, channels, *shape, device='meta'), mode='tensor')
     flops = counter.get_flop_counts()

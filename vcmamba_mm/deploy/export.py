@@ -84,7 +84,7 @@ class Logits(nn.Module):
                 f'{type(model).__name__} is neither a classifier nor a '
                 'segmenter: it has no head and no decode_head'
             )
-        self.in_channels = model.backbone.stem[0].in_channels
+        self.in_channels = model.backbone.in_channels
         self.with_preprocessing = with_preprocessing
         self.training = model.training
 

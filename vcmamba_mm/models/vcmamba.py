@@ -163,6 +163,7 @@ class VCMamba(BaseModule):
             mixer_cfg=mixer_cfg or {},
         )
 
+        self.in_channels = in_channels
         self.stem = Stem(in_channels, self.embed_dims[0], norm_cfg)
         self.total_stride = 4 * 2 ** (num_stages - 1)
         drop_path_rates = iter(
@@ -325,12 +326,11 @@ class VCMamba(BaseModule):
             InputSizeError: If the input is smaller than the total stride, or
                 has another number of channels.
         """
-        channels = self.stem[0].in_channels
-        if x.shape[1] != channels:
+        if x.shape[1] != self.in_channels:
             raise InputSizeError(
                 f'input of {x.shape[1]} channels, the backbone is made for '
-                f'{channels}: set its in_channels, or color_type where the '
-                "pipelines load pictures ('color' has 3, 'grayscale' 1, "
+                f'{self.in_channels}: set its in_channels, or color_type in '
+                "what loads pictures ('color' has 3, 'grayscale' 1, "
                 "'unchanged' what the file has)"
             )
         if any(size < self.total_stride for size in x.shape[2:]):
