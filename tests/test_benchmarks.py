@@ -125,12 +125,12 @@ def test_runtimes_benchmark(tmp_path):
 
 @needs_export
 def test_wrong_export_stops_the_benchmark(export, tmp_path, monkeypatch):
-    def no_theta(*inputs):
-        *tensors, theta = inputs[:7]
-        return export_scan(*tensors, 0 * theta, *inputs[7:])
+    def no_skip(*inputs):
+        *tensors, D, theta = inputs[:7]
+        return export_scan(*tensors, 0 * D, theta, *inputs[7:])
 
     export_scan = export_module.export_scan
-    monkeypatch.setattr(export_module, 'export_scan', no_theta)
+    monkeypatch.setattr(export_module, 'export_scan', no_skip)
     with pytest.raises(export_module.ExportError, match='differs from PyT'):
         run(export, tmp_path)
     assert not list(tmp_path.iterdir())

@@ -7,8 +7,8 @@ from conftest import ROOT
 from PIL import Image
 from torch import nn
 
-from vcmamba_mm.engine import SafeRunner, one_line_errors
-from vcmamba_mm.errors import meaning
+from vcmamba_mm.engine import SafeRunner, _check_losses, one_line_errors
+from vcmamba_mm.errors import SettingError, meaning
 
 pytest.importorskip('mmpretrain')
 pytest.importorskip('mmseg')
@@ -250,9 +250,12 @@ def test_channels(layer, shape, device):
     )
 
 
-def test_others_keep_their_traceback():
-    layer = nn.Linear(5, 3)
-    error = caught(layer, torch.ones(2, 5, dtype=torch.float64))
+@pytest.mark.parametrize(
+    'layer, shape',
+    [(nn.Linear(5, 3), (2, 5)), (nn.Conv2d(3, 4, 1), (3, 8, 8))],
+)
+def test_others_keep_their_traceback(layer, shape):
+    error = caught(nn.Sequential(layer), torch.ones(shape).double())
     assert isinstance(error, RuntimeError) and meaning(error) is None
     with pytest.raises(RuntimeError), one_line_errors(ValueError):
         raise error
@@ -293,3 +296,25 @@ def test_settings_of_workers_without_workers():
     before = dict(loader)
     assert len(list(SafeRunner.build_dataloader(loader))) == 2
     assert loader == before
+
+
+def test_what_is_built_already_is_taken():
+    loader = dict(
+        dataset=list(range(4)),
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        batch_size=2,
+        collate_fn=tuple,
+    )
+    assert list(SafeRunner.build_dataloader(loader)) == [(0, 1), (2, 3)]
+
+
+def test_weights_of_no_object():
+    """MaskFormer and its kind have one output more than classes."""
+    head = nn.Module()
+    head.num_classes, head.num_queries = 3, 5
+    head.loss_cls = nn.Module()
+    head.loss_cls.class_weight = [1.0, 1.0, 1.0, 0.1]
+    _check_losses('model.decode_head', head)
+    head.loss_cls.class_weight.pop()
+    with pytest.raises(SettingError, match='3 numbers for 4 outputs'):
+        _check_losses('model.decode_head', head)

@@ -8,11 +8,17 @@ import pytest
 import torch
 from conftest import ROOT, needs_fsdp2
 from mmengine.config import Config
-from mmengine.optim import OptimWrapper
+from mmengine.hooks import EMAHook
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import init_default_scope
 
 from vcmamba_mm.checkpoint import read_checkpoint
-from vcmamba_mm.engine import check_pretrained, check_switches
+from vcmamba_mm.engine import (
+    adapt_to_cpu,
+    check_pretrained,
+    check_switches,
+    name_unreadable,
+)
 from vcmamba_mm.errors import SettingError
 
 pytest.importorskip('mmpretrain')
@@ -247,5 +253,55 @@ def test_accumulated_gradients_are_those_of_the_whole_batch():
 )
 def test_weights_of_a_whole_model_go_into_load_from(weights):
     with pytest.raises(SettingError, match="load_from='x.pth'"):
-        check_pretrained(Config(dict(model=weights)))
+        check_pretrained(
+            Config(dict(default_scope='mmpretrain', model=weights))
+        )
     check_pretrained(Config(dict(model=dict(init_cfg=dict(type='Normal')))))
+
+
+def test_weights_of_a_segmenters_backbone_are_mmsegs():
+    model = dict(type='EncoderDecoder', pretrained='x.pth')
+    check_pretrained(Config(dict(default_scope='mmseg', model=model)))
+
+
+def test_classes_in_place_of_names():
+    """As in configs in pure Python."""
+    cfg = dict(
+        launcher='none',
+        model=dict(norm_cfg=dict(type=torch.nn.SyncBatchNorm)),
+        optim_wrapper=dict(type=AmpOptimWrapper),
+    )
+    cfg = Config(cfg)
+    adapt_to_cpu(cfg)
+    assert cfg.model.norm_cfg.type == 'BN'
+    assert cfg.optim_wrapper.type == 'CPUAmpOptimWrapper'
+    cfg = dict(model={}, launcher='pytorch', strategy=dict(type='x'))
+    cfg['custom_hooks'] = [dict(type=EMAHook)]
+    with pytest.raises(ValueError, match='leave mmengine.*EMAHook out'):
+        check_switches(Config(cfg))
+
+
+@pytest.mark.parametrize(
+    'scope, old, new',
+    [
+        (None, 'mmseg.LoadAnnotations', 'LoadMaskStrict'),
+        ('mmdet', 'mmseg.LoadAnnotations', 'LoadMaskStrict'),
+        ('mmseg', 'LoadAnnotations', 'LoadMaskStrict'),
+        ('mmdet', 'LoadAnnotations', 'LoadAnnotations'),  # its own
+        (None, 'mmpretrain.CustomDataset', 'mmpretrain.ClassFolders'),
+        ('mmpretrain', 'CustomDataset', 'mmpretrain.ClassFolders'),
+        ('mmseg', 'CustomDataset', 'CustomDataset'),
+    ],
+)
+def test_what_reads_strictly_in_every_scope(scope, old, new):
+    cfg = Config(
+        dict(
+            default_scope=scope,
+            default_hooks=None,
+            train_dataloader=dict(dataset=[dict(type=old)]),
+        )
+    )
+    name_unreadable(cfg, 'train')
+    assert cfg.train_dataloader.dataset[0].type == new
+    checked = 'check_masks' in (cfg.default_hooks or {})
+    assert checked == (new == 'LoadMaskStrict' or scope == 'mmseg')

@@ -126,7 +126,7 @@ def test_a_model_gets_what_its_run_ranked(
     assert same(get_model(cfg, path, 'cpu').state_dict(), sets[ranked])
     (line,) = logged
     assert f"{path} holds two sets of weights: '{ranked}' is loaded" in line
-    assert f"weights='{other}' is the other one" in line
+    assert f"'{other}' is the other one" in line
     model = get_inferencer(cfg, path, 'cpu', other).model
     assert same(model.state_dict(), sets[other])
 
@@ -299,6 +299,30 @@ def test_layouts(logged):
                 extract_state_dict(checkpoint, 'FILE', weights)
     with pytest.raises(ValueError, match="got 'model_ema'"):
         extract_state_dict(timm, 'FILE', 'model_ema')
+
+
+@pytest.mark.parametrize(
+    'entries',
+    [('model', 'model_ema'), ('state_dict', 'state_dict_ema')],
+    ids=' '.join,
+)
+@pytest.mark.parametrize('weights', ['raw', 'ema'])
+def test_the_hook_does_not_choose_again(config, tmp_path, entries, weights):
+    cfg = config('ours', load_weights=weights)
+    cfg.load_from = str(tmp_path / 'two.pth')
+    runner = build_runner(cfg, 'train')
+    state = runner.model.state_dict()
+    sets = {
+        name: {key: torch.full_like(value, i) for key, value in state.items()}
+        for i, name in enumerate(entries)
+    }
+    torch.save(sets, cfg.load_from)
+    runner.call_hook('before_run')
+    runner.load_or_resume()
+    wanted = sets[entries[weights == 'ema']]
+    assert same(runner.model.state_dict(), wanted)
+    (hook,) = (h for h in runner.hooks if hasattr(h, 'ema_model'))
+    assert same(hook.ema_model.module.state_dict(), wanted)
 
 
 def test_average_of_a_released_file():

@@ -468,6 +468,9 @@ _LAYOUTS = (
     ),
 )
 
+# Under which entries checkpoints have weights
+WEIGHT_ENTRIES = {entry for sets, _ in _LAYOUTS for entry in sets.values()}
+
 
 def _split(weights: dict) -> dict[str | None, dict]:
     """Find the weights that MMCV's EMAHook kept among their average."""
@@ -528,7 +531,7 @@ def take_weights(
     if kind not in sets:
         raise CheckpointError(
             f'checkpoint {source} holds one set of weights and does not say '
-            f'which: leave weights={weights!r} out to take it'
+            f'which: do not ask for {weights!r} to take it'
         )
     state_dict = sets[kind]
     # A wrapper's; of an average it has tensors of its own beside the model's.
@@ -551,8 +554,8 @@ def take_weights(
         (other,) = sets.keys() - {kind}
         print_log(
             f'{source} holds two sets of weights: {kind!r} is loaded, '
-            f'{"as asked" if weights else reason}; weights={other!r} is the '
-            'other one',
+            f'{"as asked" if weights else reason}; {other!r} is the other '
+            'one (--weights, weights, load_weights)',
             logger='current',
         )
     return dict(state_dict)

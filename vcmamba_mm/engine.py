@@ -28,6 +28,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from .checkpoint import (
+    WEIGHT_ENTRIES,
     WEIGHTS,
     CheckpointError,
     check_fit,
@@ -263,22 +264,36 @@ def name_unreadable(cfg: Config, *loops: str) -> None:
     """Have pictures and masks that cannot be read, do not fit, or are left
     out, named, in place.
     """
-    segments = cfg.get('default_scope') == 'mmseg'
+    scope = cfg.get('default_scope')
+
+    def of(project: str, name: str) -> str:
+        """A type of a project, as a config may call it."""
+        optional = '?' if scope == project else ''
+        return rf'({project}\.([\w.]+\.)?){optional}{name}'
+
+    segments = scope == 'mmseg'
     for loop in loops:
         dataloader = cfg.get(f'{loop}_dataloader')
         loading = r'(mm[\w.]+\.)?LoadImageFromFile'
         replace_type(dataloader, loading, 'LoadImageStrict')
-        if segments:
-            loading = r'(mmseg\.([\w.]+\.)?)?LoadAnnotations'
-            replace_type(dataloader, loading, 'LoadMaskStrict')
-        if cfg.get('default_scope') == 'mmpretrain':
+        masks = of('mmseg', 'LoadAnnotations')
+        segments |= bool(replace_type(dataloader, masks, 'LoadMaskStrict'))
+        folders = of('mmpretrain', 'CustomDataset')
+        if replace_type(dataloader, folders, 'mmpretrain.ClassFolders'):
             from . import classification  # noqa: F401 - registers it
-
-            folders = r'(mmpretrain\.([\w.]+\.)?)?CustomDataset'
-            replace_type(dataloader, folders, 'ClassFolders')
     if segments:
-        hooks = cfg.setdefault('default_hooks', ConfigDict())
-        hooks.setdefault('check_masks', dict(type='CheckMasksHook'))
+        cfg.default_hooks = cfg.get('default_hooks') or ConfigDict()
+        cfg.default_hooks.setdefault(
+            'check_masks', dict(type='CheckMasksHook')
+        )
+
+
+def type_name(cfg: dict) -> str:
+    """What a config's type is called, with its module if it is a class."""
+    kind = cfg.get('type')
+    if isinstance(kind, type):  # of a config in pure Python
+        return f'{kind.__module__}.{kind.__name__}'
+    return str(kind)
 
 
 def replace_type(cfg: ConfigDict | list, old: str, new: str) -> int:
@@ -290,10 +305,7 @@ def replace_type(cfg: ConfigDict | list, old: str, new: str) -> int:
     if not isinstance(cfg, dict):
         return 0
     count = sum(replace_type(value, old, new) for value in cfg.values())
-    kind = cfg.get('type')
-    if isinstance(kind, type):  # of a config in pure Python
-        kind = f'{kind.__module__}.{kind.__name__}'
-    if re.fullmatch(old, str(kind)):
+    if re.fullmatch(old, type_name(cfg)):
         cfg['type'] = new
         count += 1
     return count
@@ -306,9 +318,13 @@ def adapt_to_cpu(cfg: Config) -> None:
     optimizer wrapper that does not refuse them; several processes talk over
     gloo; nothing is pinned. What changes the result is said in one line.
     """
-    if (cfg.get('optim_wrapper') or {}).get('type') == 'AmpOptimWrapper':
-        cfg.optim_wrapper.type = CPUAmpOptimWrapper.__name__
-    if replace_type(cfg.model, r'(mm\w+\.)?SyncBN', 'BN'):
+    replace_type(
+        cfg.get('optim_wrapper'),
+        r'(mm[\w.]+\.)?AmpOptimWrapper',
+        CPUAmpOptimWrapper.__name__,
+    )
+    synced = r'(mm[\w.]+\.)?SyncBN|(torch\.nn\.([\w.]+\.)?)?SyncBatchNorm'
+    if replace_type(cfg.model, synced, 'BN'):
         print_log(
             'No GPU: SyncBN becomes BN (each process normalizes its own batch)'
         )
@@ -384,13 +400,20 @@ _OF_WORKERS = (
 )
 
 
+def _forget_workers(dataloader: dict) -> None:
+    """Drop the settings of workers where there are none, in place."""
+    if not dataloader.get('num_workers'):
+        for key in _OF_WORKERS:
+            dataloader.pop(key, None)
+
+
 def _check_type(registry: Registry, cfg: dict | None) -> None:
     """Look whether a registry has a type, where MMEngine does not.
 
     Raises:
         KeyError: If not, with what MMEngine says of the others.
     """
-    name = (cfg or {}).get('type')
+    name = cfg.get('type') if isinstance(cfg, dict) else None
     if isinstance(name, str):
         with registry.switch_scope_and_registry(None) as registry:
             if registry.get(name) is None:
@@ -505,9 +528,7 @@ class SafeRunner(Runner):
         """
         if isinstance(dataloader, dict):
             dataloader = {'timeout': 300, **dataloader}
-            if not dataloader.get('num_workers'):
-                for key in _OF_WORKERS:
-                    dataloader.pop(key, None)
+            _forget_workers(dataloader)
             _check_type(FUNCTIONS, dataloader.get('collate_fn'))
         return Runner.build_dataloader(dataloader, *args, **kwargs)
 
@@ -578,7 +599,8 @@ class SafeRunner(Runner):
             checkpoint['state_dict'] = extract_state_dict(
                 checkpoint, filename, weights
             )
-            checkpoint.pop('ema_state_dict', None)
+            for entry in WEIGHT_ENTRIES - {'state_dict'}:  # others may look
+                checkpoint.pop(entry, None)
         trains = isinstance(self._train_loop, BaseLoop)
         check_fit(model, checkpoint['state_dict'], filename, load_from=trains)
         if isinstance(self._test_loop, BaseLoop):
@@ -680,6 +702,7 @@ def _check_losses(key: str, head: nn.Module) -> None:
             output that mmseg has for two classes is not used for two.
     """
     outputs = getattr(head, 'out_channels', head.num_classes)
+    outputs += hasattr(head, 'num_queries')  # they weigh "no object", too
     losses = list(head.modules())
     for name in ('class_weight', 'pos_weight'):
         for loss in losses:
@@ -783,10 +806,11 @@ def check_switches(cfg: Config) -> None:
             'leave model.backbone.channels_last out'
         )
     for hook in cfg.get('custom_hooks') or []:
-        if hook['type'].endswith('EMAHook'):
+        if type_name(hook).endswith('EMAHook'):
             raise ValueError(
                 'strategy: sharded weights cannot be averaged, leave '
-                f'{hook["type"]} out, e.g. with --cfg-options custom_hooks=[]'
+                f'{type_name(hook)} out, e.g. with --cfg-options '
+                'custom_hooks=[]'
             )
 
 
@@ -800,7 +824,8 @@ def check_pretrained(cfg: Config) -> None:
     if isinstance(init_cfgs, dict):
         init_cfgs = [init_cfgs]
     files = [its.get('checkpoint') for its in init_cfgs]
-    files.append(cfg.model.get('pretrained'))
+    if cfg.get('default_scope') == 'mmpretrain':  # mmseg's is the backbone's
+        files.append(cfg.model.get('pretrained'))
     for file in filter(None, files):
         raise SettingError(
             f'model.init_cfg or model.pretrained={file!r}: MMEngine would '
@@ -868,7 +893,15 @@ def build_runner(cfg: Config, *loops: str) -> SafeRunner | FlexibleRunner:
         cfg.resume = bool(resume)
         cfg.load_from = resume or cfg.get('load_from')
         if not resume and cfg.get('load_weights'):
+            if type_name(cfg.strategy).split('.')[-1] != 'FSDP2Strategy':
+                raise ValueError(
+                    'load_weights: of the strategies only FSDP2Strategy has '
+                    'the choice, leave it out'
+                )
             cfg.strategy.load_weights = cfg.load_weights
+        for loop in loops:
+            _forget_workers(cfg.get(f'{loop}_dataloader') or {})
+        _check_type(OPTIMIZERS, cfg.optim_wrapper.get('optimizer'))
     if get_device() == 'cpu':
         adapt_to_cpu(cfg)
     runner = (FlexibleRunner if sharded else SafeRunner).from_cfg(cfg)

@@ -131,7 +131,7 @@ def _model(error: Exception, text: str, calls: list[_Call]) -> str | None:
             'processes and SyncBN'
         )
     x, maps = local.get('input'), local.get('inputs')
-    if isinstance(x, Tensor):
+    if isinstance(x, Tensor) and _ABOUT_SHAPES.search(text):
         channels = _channels(part, x)
         if channels and channels[0] != channels[1]:
             return (
@@ -154,9 +154,12 @@ def _model(error: Exception, text: str, calls: list[_Call]) -> str | None:
     return None
 
 
+_ABOUT_SHAPES = re.compile('channel|shape|size|dim|running_mean')
+
+
 def _channels(layer: nn.Module, x: Tensor) -> tuple[int, int] | None:
     """How many channels a layer wants, and how many its input has."""
-    if isinstance(layer, _ConvNd):
+    if isinstance(layer, _ConvNd) and x.dim() == layer.weight.dim():
         return layer.in_channels, x.shape[1]
     if isinstance(layer, _NormBase):
         return layer.num_features, x.shape[1]

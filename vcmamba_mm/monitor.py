@@ -7,7 +7,7 @@ from mmengine.registry import HOOKS, MODELS
 from mmengine.runner import Runner
 
 from .analysis.complexity import count_macs
-from .checkpoint import extract_state_dict
+from .checkpoint import WEIGHT_ENTRIES, extract_state_dict
 
 
 @HOOKS.register_module()
@@ -159,5 +159,6 @@ class RawAndEMAHook(EMAHook):
             checkpoint['state_dict'] = extract_state_dict(
                 checkpoint, runner._load_from or 'the checkpoint'
             )
-            checkpoint.pop('ema_state_dict', None)
+            for entry in WEIGHT_ENTRIES - {'state_dict'}:
+                checkpoint.pop(entry, None)
         super().after_load_checkpoint(runner, checkpoint)

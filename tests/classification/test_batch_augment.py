@@ -14,8 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 pytest.importorskip('mmpretrain')
 
 from mmpretrain.datasets import transforms as stock
-from mmpretrain.registry import MODELS, TRANSFORMS
-from test_fast_transforms import POLICIES, STOCK, scene
+from mmpretrain.registry import MODELS
+from test_fast_transforms import POLICIES, STOCK, scene, step
 
 from vcmamba_mm.classification import (
     BatchRandAugment,
@@ -130,7 +130,7 @@ def test_magnitudes_that_are_given():
 def test_policy_of_the_config():
     """Every picture gets what it would have got alone."""
     images = scenes(48)
-    augment = TRANSFORMS.build(STOCK[3])
+    augment = step(STOCK, 'RandAugment')
     expected, drawn = one_by_one(augment, images, seed=5)
     got, drawn_here = at_once(BatchRandAugment(**RAND_AUGMENT), images, seed=5)
     assert drawn_here == drawn
