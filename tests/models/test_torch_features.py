@@ -1,8 +1,5 @@
 """What PyTorch offers around a model: it works, and changes no result."""
 
-import os
-import shutil
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -15,7 +12,6 @@ from torch.utils.checkpoint import set_checkpoint_early_stop
 from vcmamba_mm import VCMamba
 from vcmamba_mm.ops import available_backends
 
-CXX = os.environ.get('CXX', 'g++')
 WHY_NO_TRITON = available_backends()['triton']
 BACKENDS = [
     'torch',
@@ -60,15 +56,12 @@ def _forget_compiled():
     torch._dynamo.reset()
 
 
-@pytest.mark.skipif(
-    shutil.which(CXX) is None, reason=f'torch.compile needs {CXX} on a CPU'
-)
 def test_vcmamba_s_compiles_without_graph_break(small, _forget_compiled):
     model, x, expected = small
     with torch.no_grad():
-        out = torch.compile(model, fullgraph=True)(x)[0]
-    # Fused code sums in another order.
-    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+        # It traces as every backend does; tests/deploy/test_fuse.py runs code.
+        out = torch.compile(model, fullgraph=True, backend='aot_eager')(x)[0]
+    torch.testing.assert_close(out, expected)
 
 
 @pytest.mark.parametrize(
