@@ -64,11 +64,15 @@ $(FROZEN_VENV)/installed: setup.py pyproject.toml $(wildcard requirements/*)
 # What depends on the stack: at most 15 minutes with the installation.
 test-frozen: $(FROZEN_VENV)/installed
 	PATH=$(dir $(FROZEN)):$$PATH OMP_NUM_THREADS=1 $(FROZEN) -m pytest -n 2 \
-		--dist loadfile tests/analysis tests/classification tests/datasets \
-		tests/models tests/ops tests/test_checkpoint.py tests/test_configs.py \
-		tests/test_doctor.py tests/test_inference.py tests/test_masks.py \
+		--dist loadfile --ignore tests/ops/test_memory.py tests/analysis \
+		tests/classification tests/datasets tests/models tests/ops \
+		tests/test_binary_segmenter.py tests/test_channels.py \
+		tests/test_checkpoint.py tests/test_configs.py \
+		tests/test_damaged_checkpoints.py tests/test_doctor.py \
+		tests/test_errors.py tests/test_formats.py tests/test_inference.py \
+		tests/test_masks.py tests/test_other_channels_and_classes.py \
 		tests/test_pictures.py tests/test_results.py tests/test_tools.py \
-		tests/test_transforms.py
+		tests/test_transforms.py tests/test_two_weight_sets.py
 
 # Follows every command of README and docs: at most 10 minutes.
 test-docs: $(VENV)/installed
