@@ -59,6 +59,14 @@ def test_leaves_are_short(path):
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_seeds_are_given_and_taken(path):
+    loader = load(path).train_dataloader
+    given = loader.sampler.type == 'SeededSampler'
+    taken = loader.dataset.pipeline[0].type == 'SeedSample'
+    assert given == taken
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_pipelines_build(path):
     cfg = load(path)
     transforms = import_module(f'{cfg.default_scope}.registry').TRANSFORMS

@@ -65,6 +65,7 @@ model = dict(
 )
 
 train_pipeline = [
+    dict(type='SeedSample'),
     dict(type='LoadImageStrict'),
     dict(type='LoadMaskStrict'),
     dict(
