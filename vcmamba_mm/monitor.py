@@ -87,7 +87,8 @@ class RawAndEMAHook(EMAHook):
     end; ``save_best`` may name either. Validation takes twice the time. What
     is tested is the weights. Arguments and checkpoints are those of MMEngine's
     ``EMAHook``; ``meta['weights']`` says which set is the ranked one: 'ema' in
-    a best checkpoint by a metric of the average, else 'raw'.
+    a best checkpoint by a metric of the average, and in all of a run that has
+    no other; else 'raw'.
     """
 
     priority = 'ABOVE_NORMAL'
@@ -134,10 +135,11 @@ class RawAndEMAHook(EMAHook):
         super().before_save_checkpoint(runner, checkpoint)
         # MMEngine notes the name of a best checkpoint just before it saves it.
         before, self._best = self._best, self._best_checkpoints(runner)
-        by_average = any(
-            metric.endswith('_ema') for metric, _ in self._best - before
+        ranking = {metric for metric, _ in self._best - before or self._best}
+        by_average = all(metric.endswith('_ema') for metric in ranking)
+        checkpoint['meta']['weights'] = (
+            'ema' if ranking and by_average else 'raw'
         )
-        checkpoint['meta']['weights'] = 'ema' if by_average else 'raw'
 
     @staticmethod
     def _best_checkpoints(runner: Runner) -> set[tuple[str, str | None]]:
