@@ -7,6 +7,7 @@ train_dataloader = dict(
     timeout=5,
     dataset=dict(
         pipeline=[
+            dict(type='SeedSample'),
             dict(type='LoadImageStrict'),
             dict(type='Hang', after=40),
             dict(type='PackInputs'),

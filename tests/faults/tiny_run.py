@@ -25,7 +25,11 @@ loader = dict(
         type='CustomDataset',
         data_root='data/tiny',
         data_prefix='train',
-        pipeline=[dict(type='LoadImageStrict'), dict(type='PackInputs')],
+        pipeline=[
+            dict(type='SeedSample'),
+            dict(type='LoadImageStrict'),
+            dict(type='PackInputs'),
+        ],
     ),
 )
 train_dataloader = loader
