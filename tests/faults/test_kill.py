@@ -129,7 +129,7 @@ def test_killed_at_random_moments(tmp_path):
     dice = random.Random(0)
     victims = [VICTIMS[i % len(VICTIMS)] for i in range(KILLS)]
     dice.shuffle(victims)
-    at, damaged = 0, None
+    at, damaged, cut = 0, None, b''
     for number, victim in enumerate(victims, 1):
         training = train(killed)
         if number % 5 == 0:  # while it starts
