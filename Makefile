@@ -56,7 +56,7 @@ $(FROZEN_VENV)/installed: setup.py pyproject.toml $(wildcard requirements/*)
 	$(PYTHON) -m venv $(FROZEN_VENV)
 	$(FROZEN) -m pip install --quiet --upgrade pip
 	$(FROZEN) -m pip install --quiet --editable \
-		'.[openmmlab-lite,distill,data,test]'
+		'.[openmmlab-lite,distill,data,analysis,test]'
 	cp requirements/mmcv_ext.py "$$($(FROZEN) -c \
 		'import mmcv; print(mmcv.__path__[0])')/_ext.py"
 	touch $@
