@@ -64,15 +64,14 @@ $(FROZEN_VENV)/installed: setup.py pyproject.toml $(wildcard requirements/*)
 # What depends on the stack: at most 15 minutes with the installation.
 test-frozen: $(FROZEN_VENV)/installed
 	PATH=$(dir $(FROZEN)):$$PATH OMP_NUM_THREADS=1 $(FROZEN) -m pytest -n 2 \
-		--dist loadfile --ignore tests/ops/test_memory.py tests/analysis \
-		tests/classification tests/datasets tests/models tests/ops \
-		tests/test_binary_segmenter.py tests/test_channels.py \
-		tests/test_checkpoint.py tests/test_configs.py \
-		tests/test_damaged_checkpoints.py tests/test_doctor.py \
-		tests/test_errors.py tests/test_formats.py tests/test_inference.py \
-		tests/test_masks.py tests/test_other_channels_and_classes.py \
-		tests/test_pictures.py tests/test_results.py tests/test_tools.py \
-		tests/test_transforms.py tests/test_two_weight_sets.py
+		--dist loadfile --ignore tests/ops/test_memory.py \
+		--ignore tests/configs/test_ablation.py \
+		--ignore tests/configs/test_detection.py \
+		--ignore tests/configs/test_finetuning.py \
+		tests/analysis tests/checkpoints tests/classification tests/configs \
+		tests/data tests/models tests/ops tests/test_doctor.py \
+		tests/test_inference.py tests/tools/test_tools.py \
+		tests/training/test_errors.py tests/training/test_results.py
 
 # Follows every command of README and docs: at most 10 minutes.
 test-docs: $(VENV)/installed
@@ -89,7 +88,7 @@ test-faults: $(VENV)/installed
 # What a GPU has to show: the kernels on it, at all sizes; SyncBN; times.
 gpu: $(VENV)/installed
 	python -m pytest tests/ops tests/models tests/deploy \
-		tests/test_recipe.py::test_sync_bn_over_processes
+		tests/training/test_recipe.py::test_sync_bn_over_processes
 	python benchmarks/scan.py --device cuda
 	python benchmarks/model.py --device cuda
 

@@ -33,8 +33,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.flop_counter import FlopCounterMode
 
 from vcmamba_mm import __version__
-from vcmamba_mm.engine import one_line_errors
-from vcmamba_mm.models import NormGlobalAveragePooling, VCMamba, mixer
+from vcmamba_mm.models import NormGlobalAveragePooling, VCMamba
+from vcmamba_mm.models.vcmamba import mixer
+from vcmamba_mm.training.command_line import one_line_errors
 
 MDM = dict(embed_dims=(24, 48, 64), depths=(1, 1, 3), num_mdm=2)
 FFN = dict(embed_dims=(24, 48, 64), depths=(2, 1, 5), num_mdm=0)

@@ -42,10 +42,10 @@ from vcmamba_mm.analysis.timing import (
     table,
     time_side_by_side,
 )
-from vcmamba_mm.datasets import decoding
-from vcmamba_mm.datasets.archives import find_files, write_lmdb, write_tar
-from vcmamba_mm.datasets.sampling import offer_seed
-from vcmamba_mm.engine import one_line_errors
+from vcmamba_mm.data import decoding
+from vcmamba_mm.data.archives import find_files, write_lmdb, write_tar
+from vcmamba_mm.data.sampling import offer_seed
+from vcmamba_mm.training.command_line import one_line_errors
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs/_base_/datasets'
 STOCK, FAST, PLAIN = 'mmpretrain', 'fast', 'fast, without simplejpeg'

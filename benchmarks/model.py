@@ -33,7 +33,8 @@ from vcmamba_mm.analysis.timing import (
     time_side_by_side,
 )
 from vcmamba_mm.deploy import fuse, optimize
-from vcmamba_mm.models import NormGlobalAveragePooling, VCMamba, mixer
+from vcmamba_mm.models import NormGlobalAveragePooling, VCMamba
+from vcmamba_mm.models.vcmamba import mixer
 
 try:
     import timm

@@ -19,7 +19,8 @@ if not torch.cuda.is_available():
 os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
 
 ROOT = Path(__file__).parents[1]
-GOLDEN = Path(__file__).parent / 'data' / 'golden'
+CONFIGS = ROOT / 'tests/fixtures/configs'
+GOLDEN = ROOT / 'tests/fixtures/golden/vcmamba'
 SHARED = ROOT.parent / 'shared' / 'data'
 
 # The architecture of golden/tiny_release.pth, trained at 160 x 160.
@@ -126,7 +127,7 @@ def build_tiny():
     from mmpretrain.registry import MODELS
 
     import vcmamba_mm.classification  # noqa: F401
-    from vcmamba_mm.checkpoint import extract_state_dict, read_checkpoint
+    from vcmamba_mm.checkpoints import extract_state_dict, read_checkpoint
 
     init_default_scope('mmpretrain')
 

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, ROOT
+from conftest import CONFIGS, GOLDEN, ROOT
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 
-from vcmamba_mm.checkpoint import CheckpointError
+from vcmamba_mm.checkpoints import CheckpointError
 from vcmamba_mm.inference import get_inferencer, get_model
 from vcmamba_mm.model_zoo import index_root, list_models, load_config
 
@@ -16,8 +16,8 @@ mmpretrain = pytest.importorskip('mmpretrain')
 mmseg_apis = pytest.importorskip('mmseg.apis')
 import vcmamba_mm.classification  # noqa: E402, F401
 
-CLASSIFIER = ROOT / 'tests/data/configs/tiny_classifier.py'
-SEGMENTER = ROOT / 'tests/data/configs/tiny_segmenter.py'
+CLASSIFIER = CONFIGS / 'tiny_classifier.py'
+SEGMENTER = CONFIGS / 'tiny_segmenter.py'
 RELEASE = GOLDEN / 'tiny_release.pth'
 
 

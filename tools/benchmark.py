@@ -18,7 +18,8 @@ from vcmamba_mm.analysis.complexity import (
 from vcmamba_mm.analysis.figures import new_figure, write_figure
 from vcmamba_mm.analysis.resolution import SizeTiming, time_against_size
 from vcmamba_mm.analysis.timing import FULL, QUICK, digits, table
-from vcmamba_mm.engine import LOOP_ERRORS, SETUP_ERRORS, one_line_errors
+from vcmamba_mm.training.command_line import LOOP_ERRORS, one_line_errors
+from vcmamba_mm.training.errors import SETUP_ERRORS
 
 DTYPES = ('float32', 'bfloat16', 'float16')
 

@@ -20,17 +20,15 @@ from mmengine.structures import BaseDataElement
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from vcmamba_mm.engine import (
+from vcmamba_mm.data.pictures import viewable
+from vcmamba_mm.training.command_line import (
     LOOP_ERRORS,
-    SETUP_ERRORS,
     Options,
-    SafeRunner,
-    check_data,
-    load_config,
-    name_unreadable,
     one_line_errors,
 )
-from vcmamba_mm.pictures import viewable
+from vcmamba_mm.training.config import check_data, load_config, name_unreadable
+from vcmamba_mm.training.errors import SETUP_ERRORS
+from vcmamba_mm.training.runner import SafeRunner
 
 SMALLEST = 160  # pixels on a side; smaller pictures are enlarged
 LINE = 12  # height of a line of text

@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from vcmamba_mm.checkpoint import (
+from vcmamba_mm.checkpoints import (
     CheckpointError,
     from_released,
     is_released,
@@ -12,7 +12,10 @@ from vcmamba_mm.checkpoint import (
     to_released,
     write_checkpoint,
 )
-from vcmamba_mm.engine import add_weights_argument, one_line_errors
+from vcmamba_mm.training.command_line import (
+    add_weights_argument,
+    one_line_errors,
+)
 
 
 def parse_args() -> argparse.Namespace:

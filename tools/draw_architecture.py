@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
 from PIL import Image
 
-from vcmamba_mm.engine import one_line_errors
 from vcmamba_mm.models import VCMamba
 from vcmamba_mm.ops.scan_paths import scan_paths
+from vcmamba_mm.training.command_line import one_line_errors
 
 # Pixels; y points down.
 WIDTH, HEIGHT, DPI = 1600, 1184, 100

@@ -18,14 +18,14 @@ from vcmamba_mm.deploy.export import (
     ExportError,
     export,
 )
-from vcmamba_mm.engine import (
-    SETUP_ERRORS,
-    add_weights_argument,
-    one_line_errors,
-)
 from vcmamba_mm.inference import get_model
 from vcmamba_mm.model_zoo import load_config
 from vcmamba_mm.ops.scan import BackendError
+from vcmamba_mm.training.command_line import (
+    add_weights_argument,
+    one_line_errors,
+)
+from vcmamba_mm.training.errors import SETUP_ERRORS
 
 
 def parse_args() -> argparse.Namespace:

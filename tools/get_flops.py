@@ -3,7 +3,8 @@
 import argparse
 
 from vcmamba_mm.analysis.complexity import build_model, model_complexity
-from vcmamba_mm.engine import SETUP_ERRORS, one_line_errors
+from vcmamba_mm.training.command_line import one_line_errors
+from vcmamba_mm.training.errors import SETUP_ERRORS
 
 
 def parse_args() -> argparse.Namespace:

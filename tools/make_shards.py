@@ -12,14 +12,15 @@ from pathlib import Path
 
 from mmengine.utils import ProgressBar
 
-from vcmamba_mm.datasets.archives import (
+from vcmamba_mm.data.archives import (
     find_files,
     index_tar,
     write_lmdb,
     write_tar,
 )
-from vcmamba_mm.datasets.decoding import DecodeError, decode_jpeg, encode_ppm
-from vcmamba_mm.engine import one_line_errors
+from vcmamba_mm.data.cropping import decode_jpeg, encode_ppm
+from vcmamba_mm.data.decoding import DecodeError
+from vcmamba_mm.training.command_line import one_line_errors
 
 
 def parse_args() -> argparse.Namespace:

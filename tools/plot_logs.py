@@ -10,7 +10,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from vcmamba_mm.engine import one_line_errors
+from vcmamba_mm.training.command_line import one_line_errors
 
 
 def read_lines(log: Path) -> list[dict]:

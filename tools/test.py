@@ -7,17 +7,16 @@ import argparse
 
 from mmengine.config import Config
 
-from vcmamba_mm.engine import (
+from vcmamba_mm.data.pictures import tested_datasets
+from vcmamba_mm.training.command_line import (
     LOOP_ERRORS,
-    SETUP_ERRORS,
     add_common_arguments,
     add_weights_argument,
-    build_runner,
-    load_config,
     one_line_errors,
-    replace_type,
 )
-from vcmamba_mm.pictures import tested_datasets
+from vcmamba_mm.training.config import load_config, replace_type
+from vcmamba_mm.training.errors import SETUP_ERRORS
+from vcmamba_mm.training.runner import build_runner
 
 # What paints, by scope; MMEngine's own does not know what was predicted.
 VISUALIZERS = dict(

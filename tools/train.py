@@ -3,14 +3,14 @@
 import argparse
 import os
 
-from vcmamba_mm.engine import (
+from vcmamba_mm.training.command_line import (
     LOOP_ERRORS,
-    SETUP_ERRORS,
     add_common_arguments,
-    build_runner,
-    load_config,
     one_line_errors,
 )
+from vcmamba_mm.training.config import load_config
+from vcmamba_mm.training.errors import SETUP_ERRORS
+from vcmamba_mm.training.runner import build_runner
 
 
 def parse_args() -> argparse.Namespace:

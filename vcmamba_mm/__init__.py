@@ -28,15 +28,21 @@ except ImportError as error:
         '`pip install "vcmamba-mmlab[openmmlab-lite]"` (PyTorch 2.4)'
     ) from error
 
-from .datasets import SeededSampler, SeedSample
-from .hooks import AtomicCheckpointHook, CheckFiniteHook, IterSeedHook
-from .loops import ResumableEpochLoop
-from .masks import CheckMasksHook, LoadMaskStrict
-from .models import AverageSegScoreTTA, NormGlobalAveragePooling, VCMamba
-from .monitor import RawAndEMAHook, ThroughputHook
-from .optim import LayerDecayOptimWrapperConstructor
-from .results import PaintHook, SaveMasksHook
-from .transforms import LoadImageStrict, ReplaceUnreadable
+from .data import SeededSampler, SeedSample
+from .data.masks import LoadMaskStrict
+from .data.reading import LoadImageStrict, ReplaceUnreadable
+from .models import NormGlobalAveragePooling, VCMamba
+from .segmentation.tta import AverageSegScoreTTA
+from .training.check_masks import CheckMasksHook
+from .training.hooks import (
+    AtomicCheckpointHook,
+    CheckFiniteHook,
+    IterSeedHook,
+)
+from .training.loops import ResumableEpochLoop
+from .training.monitor import RawAndEMAHook, ThroughputHook
+from .training.optim import LayerDecayOptimWrapperConstructor
+from .training.results import PaintHook, SaveMasksHook
 from .version import __version__
 
 __all__ = [

@@ -15,13 +15,13 @@ from mmengine.device import get_device
 from mmengine.model import BaseModel
 from mmengine.registry import DATASETS
 
-from .checkpoint import check_fit, extract_state_dict, read_checkpoint
+from .checkpoints import check_fit, extract_state_dict, read_checkpoint
+from .data.pictures import tested_datasets
 from .model_zoo import load_config
-from .pictures import tested_datasets
 
 if TYPE_CHECKING:
     from .classification.inferencer import ClassificationInferencer
-    from .segmentation import SegmentationInferencer
+    from .segmentation.inferencer import SegmentationInferencer
 
 SCOPES = ('mmpretrain', 'mmseg')
 
@@ -80,7 +80,7 @@ def get_model(
             without one the weights are random.
         device: By default the GPU if there is one.
         weights: 'raw' or 'ema', of a checkpoint that holds both; by default
-            those that its run ranked, see ``checkpoint.take_weights``.
+            those that its run ranked, see ``checkpoints.take_weights``.
 
     Returns:
         BaseModel: mmpretrain's or mmseg's; ``inference_model`` of either
@@ -132,7 +132,7 @@ def get_inferencer(
         return ClassificationInferencer(
             get_model(cfg, checkpoint, device, weights)
         )
-    from .segmentation import SegmentationInferencer
+    from .segmentation.inferencer import SegmentationInferencer
 
     with warnings.catch_warnings():
         # that it has no weights, and takes the classes of Cityscapes

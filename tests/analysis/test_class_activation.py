@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, ROOT
+from conftest import CONFIGS, GOLDEN
 from PIL import Image
 
 from vcmamba_mm.analysis.class_activation import class_activation_map
@@ -10,8 +10,8 @@ from vcmamba_mm.analysis.class_activation import class_activation_map
 pytest.importorskip('mmpretrain')
 pytest.importorskip('pytorch_grad_cam')
 
-CONFIG = ROOT / 'tests/data/configs/tiny_classifier.py'
-SEGMENTER = ROOT / 'tests/data/configs/tiny_segmenter.py'
+CONFIG = CONFIGS / 'tiny_classifier.py'
+SEGMENTER = CONFIGS / 'tiny_segmenter.py'
 RELEASE = GOLDEN / 'tiny_release.pth'
 
 

@@ -1,10 +1,10 @@
 import pytest
-from conftest import TINY, tiny_classifier_cfg
+from conftest import CONFIGS, TINY, tiny_classifier_cfg
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from vcmamba_mm.analysis.complexity import model_complexity
-from vcmamba_mm.models.vcmamba import InputSizeError
+from vcmamba_mm.models.base import InputSizeError
 
 HEIGHT, WIDTH = 96, 160
 TOKENS = [HEIGHT * WIDTH // 4 ** (i + 2) for i in range(4)]
@@ -64,10 +64,9 @@ def test_parts_of_a_classifier():
 
 def test_parts_of_a_segmenter():
     pytest.importorskip('mmseg')
-    from conftest import ROOT
 
     init_default_scope('mmseg')
-    cfg = Config.fromfile(ROOT / 'tests/data/configs/tiny_segmenter.py')
+    cfg = Config.fromfile(CONFIGS / 'tiny_segmenter.py')
     counts = model_complexity(MODELS.build(cfg.model), (HEIGHT, WIDTH))
     # lateral 1x1 and output 3x3 convolutions of the FPN, 16 channels
     expected = sum(

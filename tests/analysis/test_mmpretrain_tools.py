@@ -2,7 +2,7 @@ from inspect import signature
 
 import numpy as np
 import pytest
-from conftest import GOLDEN, ROOT
+from conftest import CONFIGS, GOLDEN
 from PIL import Image
 
 from vcmamba_mm.inference import get_inferencer
@@ -10,7 +10,7 @@ from vcmamba_mm.inference import get_inferencer
 mmpretrain = pytest.importorskip('mmpretrain')
 TSNE = pytest.importorskip('sklearn.manifold').TSNE
 
-CONFIG = ROOT / 'tests/data/configs/tiny_classifier.py'
+CONFIG = CONFIGS / 'tiny_classifier.py'
 RELEASE = GOLDEN / 'tiny_release.pth'
 
 

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import GOLDEN, ROOT, TINY
+from conftest import CONFIGS, GOLDEN, TINY
 from PIL import Image
 from torch import nn
 
@@ -10,7 +10,7 @@ from vcmamba_mm.analysis.receptive_field import (
     side_of_share,
 )
 
-CONFIG = ROOT / 'tests/data/configs/tiny_classifier.py'
+CONFIG = CONFIGS / 'tiny_classifier.py'
 
 
 class Squared(nn.Module):

@@ -3,7 +3,7 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import CONFIGS
 from PIL import Image
 
 from vcmamba_mm.analysis.resolution import SizeTiming, time_against_size
@@ -67,7 +67,7 @@ def test_contestants_take_turns_and_inputs_rotate():
 
 def test_tool(run_here, tmp_path):
     out = tmp_path / 'new folder' / 'tiny'
-    config = ROOT / 'tests/data/configs/tiny_classifier.py'
+    config = CONFIGS / 'tiny_classifier.py'
     options = ['--quick', '--size', 64, 128, '--batch-size', 4, '--out', out]
     log = run_here('benchmark.py', config, *options)
     assert '| 64 x 64 |' in log and '| 128 x 128 |' in log

@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from conftest import GOLDEN, ROOT, TINY
+from conftest import CONFIGS, GOLDEN, TINY
 from PIL import Image
 
 from vcmamba_mm import VCMamba
@@ -17,7 +17,7 @@ from vcmamba_mm.analysis.scan_maps import (
 from vcmamba_mm.ops import multi_directional_scan
 from vcmamba_mm.ops.reference import reference_readouts
 
-CONFIG = ROOT / 'tests/data/configs/tiny_classifier.py'
+CONFIG = CONFIGS / 'tiny_classifier.py'
 RELEASE = GOLDEN / 'tiny_release.pth'
 
 

@@ -11,7 +11,7 @@ from mmengine.registry import init_default_scope
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 
-from vcmamba_mm.checkpoint import CheckpointError
+from vcmamba_mm.checkpoints import CheckpointError
 from vcmamba_mm.classification.distillation import distillation_loss
 
 TEACHER = dict(

@@ -18,7 +18,7 @@ from mmpretrain.registry import TRANSFORMS
 
 import vcmamba_mm.classification  # noqa: F401
 from vcmamba_mm.classification import transforms as fast_module
-from vcmamba_mm.transforms import ImageReadError
+from vcmamba_mm.data.reading import ImageReadError
 
 BASE = ROOT / 'configs/_base_/datasets'
 FAST = Config.fromfile(BASE / 'imagenet_bs128_224.py').train_pipeline

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, ROOT
+from conftest import CONFIGS, GOLDEN
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
@@ -15,8 +15,8 @@ from vcmamba_mm.demo.__main__ import main
 pytest.importorskip('mmpretrain')
 pytest.importorskip('mmseg')
 
-CLASSIFIER = ROOT / 'tests/data/configs/tiny_classifier.py'
-SEGMENTER = ROOT / 'tests/data/configs/tiny_segmenter.py'
+CLASSIFIER = CONFIGS / 'tiny_classifier.py'
+SEGMENTER = CONFIGS / 'tiny_segmenter.py'
 RELEASE = GOLDEN / 'tiny_release.pth'
 
 

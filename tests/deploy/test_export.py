@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import (
+    CONFIGS,
     GOLDEN,
-    ROOT,
     TINY,
     needs_export,
     randomize_norms,
@@ -31,8 +31,8 @@ pytest.importorskip('mmseg')
 
 pytestmark = needs_export
 
-CLASSIFIER = ROOT / 'tests/data/configs/tiny_classifier.py'
-SEGMENTER = ROOT / 'tests/data/configs/tiny_segmenter.py'
+CLASSIFIER = CONFIGS / 'tiny_classifier.py'
+SEGMENTER = CONFIGS / 'tiny_segmenter.py'
 RELEASE = GOLDEN / 'tiny_release.pth'
 # of sizes that the export itself does not try
 IMAGES = [(1, 160, 160), (2, 33, 64), (3, 90, 77)]

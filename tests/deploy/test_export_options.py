@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import (
+    CONFIGS,
     ROOT,
     needs_export,
     randomize_norms,
@@ -54,7 +55,7 @@ def classifier():
 
 @pytest.fixture(scope='module')
 def binary_segmenter():
-    cfg = Config.fromfile(ROOT / 'tests/data/configs/tiny_segmenter.py').model
+    cfg = Config.fromfile(CONFIGS / 'tiny_segmenter.py').model
     cfg.backbone.arch.update(
         embed_dims=(8, 8, 8, 8), depths=(1, 1, 1, 1), num_mdm=1
     )

@@ -12,12 +12,12 @@ from mmengine.registry import MODELS, init_default_scope
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vcmamba_mm import VCMamba
-from vcmamba_mm.checkpoint import CheckpointError, check_fit
+from vcmamba_mm.checkpoints import CheckpointError, check_fit
 from vcmamba_mm.deploy import fold_norms, fuse, optimize
-from vcmamba_mm.models.blocks import FFNBlock
-from vcmamba_mm.models.mixer import MultiDirectionalMamba
+from vcmamba_mm.models.vcmamba.blocks import FFNBlock
+from vcmamba_mm.models.vcmamba.mixer import MultiDirectionalMamba
 
-SEGMENTER = 'tests/data/configs/tiny_segmenter.py'
+SEGMENTER = 'tests/fixtures/configs/tiny_segmenter.py'
 
 
 def backbone(**kwargs):

@@ -38,7 +38,7 @@ COPIED = (
 # fit; the released files' position embeddings, too.
 SHRINK = (
     (
-        'vcmamba_mm/models/vcmamba.py',
+        'vcmamba_mm/models/vcmamba/backbone.py',
         r'depths=\(4, 4, 12, \d\), num_mdm=4',
         'depths=(1, 1, 1, 1), num_mdm=1',
     ),
@@ -126,7 +126,7 @@ CHECKPOINTS = {
 }
 WRITE_CHECKPOINTS = """
 from pathlib import Path
-from vcmamba_mm.checkpoint import to_released, write_checkpoint
+from vcmamba_mm.checkpoints import to_released, write_checkpoint
 from vcmamba_mm.demo.data import write_dataset
 from vcmamba_mm.inference import get_model
 from vcmamba_mm.model_zoo import load_config

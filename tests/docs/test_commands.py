@@ -57,9 +57,9 @@ LEFT_OUT = {
     r'make gpu\b': 'needs a GPU',
     r'make (docs|lint)\b': 'tests/test_docs.py and tests/test_style.py do it',
     r'(?s).*(pip download|mmdet|onedl_mmcv|detection/|_retinanet_)': 'needs '
-    'mmdet and compiled mmcv; tests/test_detection.py trains with both',
+    'mmdet and compiled mmcv: tests/configs/test_detection.py has both',
     r'make benchmark\b|python benchmarks/model\.py': 'takes long; '
-    'tests/test_benchmarks.py runs it with --quick',
+    'tests/benchmarks/test_benchmarks.py runs it with --quick',
 }
 
 # What python blocks continue that are neither programs nor whole configs.

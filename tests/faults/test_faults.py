@@ -6,7 +6,7 @@ import subprocess
 import pytest
 from launch import Training, make_pictures
 
-from vcmamba_mm.checkpoint import read_checkpoint
+from vcmamba_mm.checkpoints import read_checkpoint
 
 pytest.importorskip('mmpretrain')
 pytestmark = pytest.mark.faults

@@ -19,7 +19,7 @@ from launch import (
     wait_for,
 )
 
-from vcmamba_mm.checkpoint import read_checkpoint
+from vcmamba_mm.checkpoints import read_checkpoint
 
 pytest.importorskip('mmpretrain')
 pytestmark = pytest.mark.faults

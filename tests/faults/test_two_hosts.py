@@ -18,14 +18,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import CONFIGS, ROOT
 
-from vcmamba_mm.checkpoint import read_checkpoint
+from vcmamba_mm.checkpoints import read_checkpoint
 
 pytest.importorskip('mmpretrain')
 pytestmark = pytest.mark.faults
 
-CONFIG = ROOT / 'tests/data/configs/tiny_plain.py'
+CONFIG = CONFIGS / 'tiny_plain.py'
 EPOCHS = 20  # of 5 iterations
 PORT = str(20000 + os.getpid() % 10000)
 TIMEOUT = 240  # s, for what takes half a minute on an idle machine

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from conftest import GOLDEN
 from PIL import Image
 
-from vcmamba_mm.checkpoint import from_released
+from vcmamba_mm.checkpoints import from_released
 
 pytest.importorskip('mmpretrain')
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vcmamba_mm import NormGlobalAveragePooling, VCMamba
-from vcmamba_mm.models.blocks import FFNBlock, MDMBlock
+from vcmamba_mm.models.vcmamba.blocks import FFNBlock, MDMBlock
 
 STRIDES = (4, 8, 16, 32)
 ALL = (0, 1, 2, 3)

@@ -14,17 +14,16 @@ import mmengine
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import CONFIGS, ROOT
 from mmengine.visualization import Visualizer
 from PIL import Image
 
-from vcmamba_mm.checkpoint import read_checkpoint
+from vcmamba_mm.checkpoints import read_checkpoint
 
 pytestmark = pytest.mark.peers
 pytest.importorskip('mmpretrain')
 pytest.importorskip('mmseg')
 
-CONFIGS = ROOT / 'tests/data/configs'
 CLASSIFIER = """
 _base_ = {base!r}
 model = dict(head=dict(topk=(1,)))

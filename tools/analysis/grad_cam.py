@@ -12,14 +12,14 @@ from vcmamba_mm.analysis.pictures import (
     model_inputs,
     trained_size,
 )
-from vcmamba_mm.engine import (
-    SETUP_ERRORS,
+from vcmamba_mm.data.pictures import build_reading, viewable
+from vcmamba_mm.inference import get_model
+from vcmamba_mm.model_zoo import load_config
+from vcmamba_mm.training.command_line import (
     add_weights_argument,
     one_line_errors,
 )
-from vcmamba_mm.inference import get_model
-from vcmamba_mm.model_zoo import load_config
-from vcmamba_mm.pictures import build_reading, viewable
+from vcmamba_mm.training.errors import SETUP_ERRORS
 
 
 def parse_args() -> argparse.Namespace:

@@ -19,13 +19,13 @@ import torch
 from matplotlib import rc_context
 from mmengine.fileio import load
 
-from vcmamba_mm.engine import (
-    SETUP_ERRORS,
+from vcmamba_mm.inference import get_model
+from vcmamba_mm.model_zoo import load_config
+from vcmamba_mm.training.command_line import (
     add_weights_argument,
     one_line_errors,
 )
-from vcmamba_mm.inference import get_model
-from vcmamba_mm.model_zoo import load_config
+from vcmamba_mm.training.errors import SETUP_ERRORS
 
 SCRIPTS = {
     'tsne': 'visualization/vis_tsne.py',

@@ -20,15 +20,15 @@ from vcmamba_mm.analysis.receptive_field import (
     effective_receptive_field,
     side_of_share,
 )
-from vcmamba_mm.datasets.endings import pictures_below
-from vcmamba_mm.engine import (
-    SETUP_ERRORS,
+from vcmamba_mm.data.folders import pictures_below
+from vcmamba_mm.data.pictures import build_reading
+from vcmamba_mm.inference import get_model
+from vcmamba_mm.model_zoo import load_config
+from vcmamba_mm.training.command_line import (
     add_weights_argument,
     one_line_errors,
 )
-from vcmamba_mm.inference import get_model
-from vcmamba_mm.model_zoo import load_config
-from vcmamba_mm.pictures import build_reading
+from vcmamba_mm.training.errors import SETUP_ERRORS
 
 LEAST = 1e-3  # end of the colour scale
 SHARE = 0.5  # of the gradient, for the sentence

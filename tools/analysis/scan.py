@@ -26,16 +26,16 @@ from vcmamba_mm.analysis.scan_maps import (
     memory_length,
     record_scan,
 )
-from vcmamba_mm.engine import (
-    SETUP_ERRORS,
-    add_weights_argument,
-    one_line_errors,
-)
+from vcmamba_mm.data.pictures import build_reading, viewable
+from vcmamba_mm.data.reading import LoadImageStrict
 from vcmamba_mm.inference import get_model
 from vcmamba_mm.model_zoo import load_config
 from vcmamba_mm.ops.scan_paths import NUM_PATHS, scan_paths
-from vcmamba_mm.pictures import build_reading, viewable
-from vcmamba_mm.transforms import LoadImageStrict
+from vcmamba_mm.training.command_line import (
+    add_weights_argument,
+    one_line_errors,
+)
+from vcmamba_mm.training.errors import SETUP_ERRORS
 
 NAMES = (
     '1: along the rows',

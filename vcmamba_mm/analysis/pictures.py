@@ -26,11 +26,11 @@ def load_picture(
     Args:
         path: Of the picture.
         size: Height and width in pixels.
-        read: What reads it, see ``vcmamba_mm.pictures.build_reading``.
+        read: What reads it, see ``vcmamba_mm.data.pictures.build_reading``.
 
     Returns:
         np.ndarray: (size, size, channels), as it is read, most often BGR;
-        ``vcmamba_mm.pictures.viewable`` makes it one that can be shown.
+        ``vcmamba_mm.data.pictures.viewable`` makes it one that can be shown.
 
     Raises:
         ImageReadError: If it is missing or cannot be decoded.

@@ -8,7 +8,7 @@ from mmengine.logging import print_log
 from mmpretrain.datasets import BaseDataset, CustomDataset
 from mmpretrain.registry import DATASETS
 
-from ..datasets.endings import (
+from ..data.folders import (
     PICTURES,
     is_hidden,
     is_picture,

@@ -10,7 +10,7 @@ from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 from torch import Tensor
 
-from ..checkpoint import CheckpointError, extract_state_dict, read_checkpoint
+from ..checkpoints import CheckpointError, extract_state_dict, read_checkpoint
 
 
 def distillation_loss(

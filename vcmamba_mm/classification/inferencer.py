@@ -11,7 +11,7 @@ from mmpretrain.apis import BaseInferencer
 from mmpretrain.models.heads import MultiLabelClsHead
 from mmpretrain.structures import DataSample
 
-from ..pictures import build_test_pipeline
+from ..data.pictures import build_test_pipeline
 
 
 class ClassificationInferencer(ImageClassificationInferencer):

@@ -19,8 +19,9 @@ from mmpretrain.datasets import transforms as stock
 from mmpretrain.registry import TRANSFORMS
 from torch import Tensor
 
-from ..datasets.decoding import DecodeError, open_picture
-from ..transforms import unreadable
+from ..data.cropping import open_picture
+from ..data.decoding import DecodeError
+from ..data.reading import unreadable
 
 
 def _undecorated(transform: type, name: str) -> Callable:
@@ -39,7 +40,7 @@ class LoadRandomResizedCrop(stock.RandomResizedCrop):
 
     Of a JPEG only what the crop needs is decoded, at a smaller scale if the
     crop still has at least the target's pixels then (see ``JpegPicture`` in
-    ``vcmamba_mm.datasets.decoding``). The resizing is Pillow's, with
+    ``vcmamba_mm.data.cropping``). The resizing is Pillow's, with
     antialiasing, by PyTorch's vectorized kernel.
 
     Args:

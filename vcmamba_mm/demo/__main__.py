@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from ..engine import add_weights_argument
+from ..training.command_line import add_weights_argument
 from .data import write_dataset
 from .image import paint_pictures
 from .report import write_report

@@ -8,19 +8,19 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from ..datasets.endings import pictures_below
+from ..data.folders import pictures_below
+from ..data.pictures import build_reading, viewable
+from ..data.reading import ImageReadError
 from ..inference import get_inferencer
 from ..model_zoo import load_config
-from ..pictures import build_reading, viewable
-from ..results import paint
-from ..transforms import ImageReadError
+from ..training.results import paint
 
 if TYPE_CHECKING:
     from mmpretrain.structures import DataSample
     from mmseg.structures import SegDataSample
 
     from ..classification.inferencer import ClassificationInferencer
-    from ..segmentation import SegmentationInferencer
+    from ..segmentation.inferencer import SegmentationInferencer
 
 OPACITY = 0.6  # of masks
 NUM_LISTED = 3  # classes

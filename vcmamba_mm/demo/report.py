@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from mmengine.config import Config
 from PIL import Image
 
-from ..checkpoint import extract_state_dict, read_checkpoint
+from ..checkpoints import extract_state_dict, read_checkpoint
 
 MAX_MISTAKES, NUM_SCENES = 20, 9
 # Placeholder in the curves for the text colour of the page, light or dark.

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
-from ..models.mixer import MultiDirectionalMamba
+from ..models.vcmamba.mixer import MultiDirectionalMamba
 from ..ops.export_scan import export_scan, import_scan_op
 from .fuse import check_eval_mode, fold_norms
 

@@ -14,8 +14,13 @@ from mmcv.cnn.bricks.wrappers import Conv2d
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..models.blocks import ConvFFN, FFNBlock, LinearFFN, MDMBlock
-from ..models.mixer import MultiDirectionalMamba
+from ..models.vcmamba.blocks import (
+    ConvFFN,
+    FFNBlock,
+    LinearFFN,
+    MDMBlock,
+)
+from ..models.vcmamba.mixer import MultiDirectionalMamba
 
 
 class _FusedConv2d(nn.Conv2d):

@@ -1,11 +1,6 @@
-from .mixer import MultiDirectionalMamba
-from .necks import NormGlobalAveragePooling
-from .tta import AverageSegScoreTTA
-from .vcmamba import VCMamba
+"""Backbones, one folder for each family, and what they share."""
 
-__all__ = [
-    'AverageSegScoreTTA',
-    'MultiDirectionalMamba',
-    'NormGlobalAveragePooling',
-    'VCMamba',
-]
+from .necks import NormGlobalAveragePooling
+from .vcmamba import MultiDirectionalMamba, VCMamba
+
+__all__ = ['MultiDirectionalMamba', 'NormGlobalAveragePooling', 'VCMamba']

@@ -5,7 +5,7 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor
 
-from ..checkpoint import init_from_pretrained
+from ..checkpoints import init_from_pretrained
 
 
 @MODELS.register_module()

@@ -1,0 +1,512 @@
+"""The recipe, piece by piece, against its closed formulas.
+
+What the configs say is in test_configs.py; here is what comes of it. The
+table in docs/recipe.md names the test that holds each item.
+"""
+
+import ast
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset
+from mmengine.model import BaseModel
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DATASETS, HOOKS, MODELS, init_default_scope
+from PIL import Image
+from torch import nn
+
+from vcmamba_mm.training.runner import SafeRunner
+
+pytest.importorskip('mmpretrain')
+
+CLASSIFIERS = [
+    f'vcmamba_{arch}_{kind}8xb128_in1k'
+    for arch in 'smb'
+    for kind in ('', 'distill_')
+]
+SEGMENTERS = [f'vcmamba_{a}_fpn_8xb4_40k_ade20k_512x512' for a in 'smb']
+
+
+def load(name: str) -> Config:
+    cfg = Config.fromfile(ROOT / 'configs' / f'{name}.py')
+    pytest.importorskip(cfg.default_scope)
+    init_default_scope(cfg.default_scope)
+    return cfg
+
+
+def build_model(name: str) -> nn.Module:
+    cfg = load(name)
+    if 'fpn' in name:
+        cfg.model.backbone.init_cfg = None
+    return MODELS.build(cfg.model)
+
+
+# ------------------------------------------------------------- learning rate
+
+
+@MODELS.register_module()
+class OneParameter(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1, 1))
+
+    def forward(self, inputs, mode='tensor'):
+        return dict(loss=self.weight.sum())
+
+
+@DATASETS.register_module()
+class ManyPictures(BaseDataset):
+    """As long as a data set, and nothing in it."""
+
+    def __init__(self, length):
+        super().__init__(lazy_init=True)
+        self.length = length
+
+    def full_init(self):
+        pass
+
+    def __len__(self):
+        return self.length
+
+
+def learning_rates(name, tmp_path, pictures, batch_size, **options):
+    """What the runner sets at every iteration, and how many an epoch has."""
+    cfg = load(name)
+    cfg.work_dir = str(tmp_path)
+    cfg.experiment_name = f'rates_{pictures}_{batch_size}_{name}'
+    cfg.log_level = 'ERROR'
+    cfg.model = dict(type='OneParameter')
+    cfg.data_preprocessor = None
+    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    cfg.test_cfg = cfg.test_dataloader = cfg.test_evaluator = None
+    loader = cfg.train_dataloader
+    loader.pop('dataset')
+    loader.dataset = dict(type='ManyPictures', length=pictures)
+    loader.batch_size = batch_size
+    loader.num_workers = 0
+    loader.persistent_workers = False
+    cfg.merge_from_dict(options)
+    runner = SafeRunner.from_cfg(cfg)
+    optimizer = runner.build_optim_wrapper(runner.optim_wrapper)
+    runner.optim_wrapper = optimizer
+    runner.scale_lr(optimizer, runner.auto_scale_lr)
+    max_iters = runner.train_loop.max_iters
+    runner.param_schedulers = runner.build_param_scheduler(
+        runner.param_schedulers
+    )
+    (hook,) = [h for h in runner.hooks if 'ParamScheduler' in str(type(h))]
+    group = optimizer.param_groups[0]
+    rates = np.empty(max_iters)
+    for i in range(max_iters):
+        rates[i] = group['lr']
+        hook.after_train_iter(runner, i)
+    return rates, len(runner.train_dataloader)
+
+
+def cosine_with_warm_up(lr, length, *, warm_up=5, epochs=300, start=1e-6):
+    """Linear to lr, then half a cosine to 1e-5; ``length`` iterations each."""
+    first, last = warm_up * length, epochs * length
+    i = np.arange(last)
+    linear = start + (lr - start) * i / (first - 1)
+    cosine = 1e-5 + (lr - 1e-5) * 0.5 * (
+        1 + np.cos(np.pi * (i - first) / (last - first))
+    )
+    return np.where(i < first, linear, cosine)
+
+
+def test_learning_rate_of_300_epochs(tmp_path):
+    """At each of the 375 600 iterations on ImageNet, at 1024 in a batch."""
+    rates, length = learning_rates(CLASSIFIERS[-1], tmp_path, 1281167, 1024)
+    assert length == math.ceil(1281167 / 1024)
+    expected = cosine_with_warm_up(2e-3, length)
+    np.testing.assert_allclose(rates, expected, rtol=1e-10)
+    assert rates[0] == pytest.approx(1e-6)
+    assert rates.max() == pytest.approx(2e-3)
+    assert rates[-1] == pytest.approx(1e-5, rel=1e-6)
+
+
+def test_learning_rate_of_another_batch_size(tmp_path):
+    """In proportion, but for the end; the warm-up begins in proportion too."""
+    options = {'auto_scale_lr.enable': True}
+    rates, length = learning_rates(
+        CLASSIFIERS[0], tmp_path, 1000, 64, **options
+    )
+    expected = cosine_with_warm_up(2e-3 / 16, length, start=1e-6 / 16)
+    np.testing.assert_allclose(rates, expected, rtol=1e-10)
+
+
+def test_learning_rate_of_segmentation(tmp_path):
+    """(1 - i / last)^0.9, from 2e-4 to 0, in 40 000 iterations."""
+    rates, _ = learning_rates(SEGMENTERS[0], tmp_path, 20210, 32)
+    i = np.arange(40000)
+    expected = 2e-4 * (1 - i / 39999) ** 0.9
+    np.testing.assert_allclose(rates, expected, rtol=1e-10)
+
+
+# -------------------------------------------------------------- weight decay
+
+
+def decays(name):
+    """Weight decay of every parameter, by its name."""
+    model = build_model(name)
+    cfg = load(name)
+    groups = build_optim_wrapper(
+        model, cfg.optim_wrapper
+    ).optimizer.param_groups
+    of = {id(p): g['weight_decay'] for g in groups for p in g['params']}
+    # each once
+    assert len(of) == sum(len(g['params']) for g in groups)
+    return model, {n: of[id(p)] for n, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize('name', CLASSIFIERS)
+def test_what_decays_in_classifiers(name):
+    """All but biases and one-dimensional parameters, in every part."""
+    model, found = decays(name)
+    for parameter_name, parameter in model.named_parameters():
+        flat = parameter_name.endswith('bias') or parameter.ndim == 1
+        assert found[parameter_name] == (0 if flat else 0.05), parameter_name
+    mixers = [n.removesuffix('A_log') for n in found if n.endswith('A_log')]
+    assert len(mixers) == 4
+    for mixer in mixers:
+        assert found[mixer + 'A_log'] == found[mixer + 'direction_B'] == 0.05
+        assert found[mixer + 'D'] == found[mixer + 'dt_proj.bias'] == 0
+    assert found['backbone.pos_embed'] == 0.05
+    assert found['backbone.stages.0.blocks.0.gamma'] == 0.05
+    heads = [n for n in found if n.startswith('head.')]
+    assert len(heads) == (4 if 'distill' in name else 2)
+    assert not any('teacher' in n for n in found)
+
+
+@pytest.mark.parametrize('name', SEGMENTERS)
+def test_everything_decays_in_segmenters(name):
+    _, found = decays(name)
+    assert set(found.values()) == {1e-4}
+    assert {n.split('.')[0] for n in found} == {
+        'backbone',
+        'neck',
+        'decode_head',
+    }
+
+
+# ------------------------------------------------------ repeated augmentation
+
+# What a process of training draws in one epoch: indices and pictures.
+DRAW = """
+import os
+import sys
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+import vcmamba_mm.classification
+from vcmamba_mm.training.runner import SafeRunner
+
+config, root, out = sys.argv[1:]
+dist.init_process_group('gloo')
+init_default_scope('mmpretrain')
+cfg = Config.fromfile(config).train_dataloader
+cfg.batch_size = 3
+cfg.num_workers = 2
+cfg.dataset.data_root = root
+cfg.dataset.metainfo = dict(classes=('0', '1'))
+loader = SafeRunner.build_dataloader(cfg, seed=0)
+loader.sampler.set_epoch(1)
+pictures, samples = [], []
+for batch in loader:
+    pictures.append(batch['inputs'])
+    samples += [s.img_path for s in batch['data_samples']]
+np.savez(
+    f'{out}/{dist.get_rank()}.npz',
+    pictures=torch.cat(pictures).numpy(),
+    samples=samples,
+)
+"""
+
+
+def test_repeated_augmentation(run, tmp_path):
+    """Three processes get the same pictures, each augmented differently."""
+    root = tmp_path / 'imagenet'
+    rng = np.random.default_rng(0)
+    for i in range(18):
+        path = root / f'train/{i % 2}/{i}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(path)
+    script = tmp_path / 'draw.py'
+    script.write_text(DRAW)
+    run(
+        'python',
+        '-m',
+        'torch.distributed.run',
+        '--standalone',
+        '--nproc_per_node=3',
+        script,
+        ROOT / f'configs/{CLASSIFIERS[0]}.py',
+        root,
+        tmp_path,
+    )
+    drawn = [np.load(tmp_path / f'{rank}.npz') for rank in range(3)]
+    names = [list(d['samples']) for d in drawn]
+    # A third of the pictures, three times, makes an epoch.
+    assert names[0] == names[1] == names[2]
+    assert len(set(names[0])) == len(names[0]) == 18 // 3
+    copies = [d['pictures'] for d in drawn]
+    for picture in zip(*copies):
+        for first, second in ((0, 1), (0, 2), (1, 2)):
+            assert (picture[first] != picture[second]).mean() > 0.5
+
+
+# ------------------------------------------------- Mixup, CutMix, the labels
+
+
+def test_mixup_or_cutmix():
+    """One of them in every batch, each as often; labels by the same share.
+
+    Mixup's weight is of Beta(0.8, 0.8). CutMix's rectangle has the area
+    r^2 of Beta(1, 1) around any pixel, of which (r - r^2 / 4)^2 is inside on
+    average.
+    """
+    from mmpretrain.models.utils import RandomBatchAugment
+
+    augment = RandomBatchAugment(load(CLASSIFIERS[0]).model.train_cfg.augments)
+    own = {type(a).__name__: [] for a in augment.augments}
+    # Picture k is k everywhere, its label k.
+    numbers = torch.arange(8.0)
+    inputs = numbers[:, None, None, None].expand(8, 1, 64, 64)
+    chosen = []
+    for i, single in enumerate(augment.augments):
+
+        def traced(*args, single=single):
+            chosen.append(type(single).__name__)
+            return single(*args)
+
+        augment.augments[i] = traced
+    np.random.seed(0)
+    draws = 4000
+    for _ in range(draws):
+        mixed, scores = augment(inputs.clone(), torch.eye(8))
+        assert torch.allclose(scores.sum(1), torch.ones(8))
+        assert torch.allclose(mixed.mean((1, 2, 3)), scores @ numbers)
+        own[chosen[-1]].append(scores.diagonal().min().item())
+    assert len(chosen) == draws
+    # five standard deviations, here and below
+    assert abs(len(own['Mixup']) - draws / 2) < 5 * draws**0.5 / 2
+    assert np.mean(own['Mixup']) == pytest.approx(0.5, abs=0.035)
+    assert np.var(own['Mixup']) == pytest.approx(1 / (4 * 2.6), rel=0.1)
+    inside = 1 / 2 - 1 / 5 + 1 / 48
+    assert np.mean(own['CutMix']) == pytest.approx(1 - inside, abs=0.03)
+
+
+@pytest.mark.parametrize('name', [CLASSIFIERS[0], CLASSIFIERS[1]])
+def test_labels_are_smoothed_once(name):
+    """On the way from the loader's labels to the loss."""
+    cfg = load(name)
+    preprocessor = MODELS.build(
+        dict(
+            type='ClsDataPreprocessor',
+            **cfg.data_preprocessor,
+            batch_augments=cfg.model.train_cfg,
+        )
+    )
+    from mmpretrain.structures import DataSample
+
+    batch = dict(
+        inputs=torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8),
+        data_samples=[DataSample().set_gt_label(i) for i in (0, 1, 5, 999)],
+    )
+    np.random.seed(3)
+    mixed = preprocessor(batch, training=True)['data_samples']
+    scores = torch.stack([sample.gt_score for sample in mixed])
+    assert (scores > 0).sum() > 4  # mixed, and nothing else in them
+    assert (scores > 0).sum(1).max() == 2
+    head = MODELS.build(cfg.model.head)
+    logits = torch.randn(4, 1000)
+    expected = -((0.9 * scores + 0.1 / 1000) * logits.log_softmax(1)).sum(1)
+    torch.testing.assert_close(
+        head._get_loss(logits, mixed)['loss'], expected.mean()
+    )
+
+
+# ------------------------------------------------------------ weight average
+
+
+def average_hook():
+    (cfg,) = load(CLASSIFIERS[0]).custom_hooks
+    cfg.pop('priority')  # as the runner does
+    return HOOKS.build(cfg)
+
+
+def test_average():
+    """e_1 = w_1, then e_t = 0.99996 e_{t-1} + 0.00004 w_t, buffers too."""
+    hook = average_hook()
+    model = nn.BatchNorm1d(3).double()
+    average = MODELS.build(hook.ema_cfg, default_args=dict(model=model))
+    values = torch.randn(50, 4, 3, dtype=torch.float64)
+    names = ('weight', 'bias', 'running_mean', 'running_var')
+    expected = values[0]
+    for t, value in enumerate(values):
+        for name, v in zip(names, value):
+            getattr(model, name).data.copy_(v)
+        average.update_parameters(model)
+        if t:
+            expected = 0.99996 * expected + 0.00004 * value
+    for name, e in zip(names, expected):
+        torch.testing.assert_close(
+            getattr(average.module, name).data, e, rtol=1e-12, atol=0
+        )
+
+
+def test_raw_weights_are_validated():
+    """The average is kept beside; the raw weights are ranked."""
+    hook = average_hook()
+    model = nn.Linear(2, 2)
+    runner = type('Runner', (), dict(model=model))
+    hook.before_run(runner)
+    average = hook.ema_model.module.weight
+    average.data.zero_()
+    raw = model.weight.clone()
+    # tests/training/test_monitor.py has the validation of the average after it
+    for before in (hook.before_val_epoch, hook.before_test_epoch):
+        before(runner)
+        assert torch.equal(model.weight, raw) and not average.any()
+
+
+# ---------------------------------------------------------------------- SyncBN
+
+
+@pytest.mark.parametrize('name', [*CLASSIFIERS[:2], SEGMENTERS[0]])
+def test_every_norm_is_sync_bn(name):
+    """All batch norms; they do not compute on a CPU, tools replace them."""
+    norms = [
+        m
+        for m in build_model(name).modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm)
+    ]
+    assert len(norms) > 80
+    assert all(isinstance(m, nn.SyncBatchNorm) for m in norms)
+    assert all(m.eps == 1e-5 for m in norms)
+
+
+# Two processes on one GPU, over gloo, each with half of a batch.
+SYNC = """
+import sys
+
+import torch
+import torch.distributed as dist
+
+dist.init_process_group('gloo')
+rank = dist.get_rank()
+torch.manual_seed(0)
+x = torch.randn(8, 5, 6, 6, device='cuda', dtype=torch.float64)
+alone = torch.nn.BatchNorm2d(5).to(x)
+whole = x.clone().requires_grad_()
+(alone(whole) * x.cos()).sum().backward()
+norm = torch.nn.SyncBatchNorm(5).to(x)
+half = x.chunk(2)[rank].clone().requires_grad_()
+out = norm(half)
+(out * x.chunk(2)[rank].cos()).sum().backward()
+close = torch.testing.assert_close
+close(norm.running_mean, alone.running_mean)
+close(norm.running_var, alone.running_var)
+close(half.grad, whole.grad.chunk(2)[rank])
+"""
+
+
+@pytest.mark.gpu
+def test_sync_bn_over_processes(run, tmp_path):
+    """Statistics and gradients are those of the whole batch."""
+    script = tmp_path / 'sync.py'
+    script.write_text(SYNC)
+    run(
+        'python',
+        '-m',
+        'torch.distributed.run',
+        '--standalone',
+        '--nproc_per_node=2',
+        script,
+        CUDA_VISIBLE_DEVICES='0',
+    )
+
+
+# --------------------------------------------------------------- augmentation
+
+
+def steps(pipeline):
+    """The transforms by the name of what they do."""
+    found = {}
+    for step in pipeline:
+        inner = step.get('transform', step)
+        for one in inner if isinstance(inner, list) else [inner]:
+            name = one.type.removeprefix('Load').removeprefix('Fast')
+            found[name] = one
+    return found
+
+
+@pytest.mark.parametrize('name', CLASSIFIERS)
+def test_augmentation_of_classifiers(name):
+    found = steps(load(name).train_dataloader.dataset.pipeline)
+    crop = found['RandomResizedCrop']
+    assert crop.scale == 224
+    assert crop.get('interpolation', 'bicubic') == 'bicubic'
+    assert found['RandomFlip'].prob == 0.5
+    augment = found['RandAugment']
+    assert augment.policies == 'timm_increasing'
+    assert (augment.num_policies, augment.magnitude_std) == (2, 0.5)
+    assert (augment.magnitude_level, augment.total_level) == (9, 10)
+    erasing = found['RandomErasing']
+    assert (erasing.erase_prob, erasing.mode) == (0.25, 'rand')
+
+
+@pytest.mark.parametrize('name', SEGMENTERS)
+def test_segmentation_model_and_augmentation(name):
+    cfg = load(name)
+    backbone, neck, head = (
+        cfg.model[part] for part in ('backbone', 'neck', 'decode_head')
+    )
+    assert backbone.out_indices == (0, 1, 2, 3)
+    assert backbone.drop_path_rate == 0.2
+    assert (neck.out_channels, neck.num_outs) == (256, 4)
+    assert 'norm_cfg' not in neck
+    assert (head.channels, head.dropout_ratio) == (128, 0.1)
+    assert list(head.feature_strides) == [4, 8, 16, 32]
+    for part in (backbone, head):
+        assert part.norm_cfg.type == 'SyncBN'
+    found = steps(cfg.train_dataloader.dataset.pipeline)
+    resize = found['RandomResize']
+    assert (resize.scale, resize.ratio_range) == ((2048, 512), (0.5, 2.0))
+    assert found['RandomCrop'].crop_size == (512, 512)
+    assert found['RandomFlip'].prob == 0.5
+    assert 'PhotoMetricDistortion' in found
+    assert found['MaskStrict'].reduce_zero_label
+
+
+# ------------------------------------------------------------------- the docs
+
+
+@pytest.mark.parametrize('page', ['recipe', 'faults'])
+def test_tables_name_tests_that_exist(page):
+    text = (ROOT / f'docs/{page}.md').read_text()
+    rows = [
+        line
+        for line in text.splitlines()
+        if line.startswith('|') and not re.match(r'\|[- |]+\|$', line)
+    ]
+    heads = [row for row in rows if row.endswith('| test |')]
+    assert heads and len(rows) > len(heads) + 8
+    for row in rows:
+        if row not in heads:
+            assert re.search(r'`tests/\S+::test_\w+`|the same \|$', row), row
+    for path, test in re.findall(r'`(tests/\S+\.py)::(\w+)`', text):
+        tree = ast.parse((ROOT / path).read_text())
+        assert test in {
+            node.name for node in tree.body if hasattr(node, 'name')
+        }, f'{path}::{test}'

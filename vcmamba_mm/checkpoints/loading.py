@@ -1,0 +1,319 @@
+"""Loading weights: wholly or not at all."""
+
+import os
+
+import torch
+from mmengine.logging import print_log
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from .reading import (
+    CheckpointError,
+    StateDict,
+    read_checkpoint,
+    some,
+)
+from .released import from_released, is_released
+
+# The two sets of weights that a checkpoint may hold: those that were trained,
+# and their average.
+WEIGHTS = ('raw', 'ema')
+
+
+# Under which entries; the set that is taken by default comes first.
+_LAYOUTS = (
+    # MMEngine's EMAHook saves the average in the place of the weights, and
+    # the weights as the average.
+    (
+        dict(ema='state_dict', raw='ema_state_dict'),
+        "which MMEngine's EMAHook validates, and the file names no other",
+    ),
+    (
+        dict(raw='state_dict', ema='state_dict_ema'),
+        "which timm's files are loaded with",
+    ),
+    (
+        dict(raw='model', ema='model_ema'),
+        "which the release's own test takes",
+    ),
+)
+
+
+# Under which entries checkpoints have weights
+WEIGHT_ENTRIES = {entry for sets, _ in _LAYOUTS for entry in sets.values()}
+
+
+def _split(weights: dict) -> dict[str | None, dict]:
+    """Find the weights that MMCV's EMAHook kept among their average."""
+    kept = {key: f'ema_{str(key).replace(".", "_")}' for key in weights}
+    raw = {key: weights[name] for key, name in kept.items() if name in weights}
+    if not raw:
+        return {None: weights}
+    ema = {k: v for k, v in weights.items() if k not in kept.values()}
+    return dict(ema=ema, raw={**ema, **raw})
+
+
+def _weight_sets(checkpoint: dict) -> tuple[dict[str | None, dict], str]:
+    """Find the sets of weights by name, and say why the first is first.
+
+    A set without another one has no name: nothing tells which it is.
+    """
+    for layout, reason in _LAYOUTS:
+        sets = {
+            kind: checkpoint[entry]
+            for kind, entry in layout.items()
+            if isinstance(checkpoint.get(entry), dict)
+        }
+        if len(sets) < 2:
+            continue
+        meta = checkpoint.get('meta')
+        ranked = meta.get('weights') if isinstance(meta, dict) else None
+        if ranked in WEIGHTS:
+            return {ranked: sets[ranked], **sets}, 'which its run ranked'
+        return sets, reason
+    entries = (checkpoint.get('state_dict'), checkpoint.get('model'))
+    weights = next((e for e in entries if isinstance(e, dict)), checkpoint)
+    return _split(weights), "which MMCV's EMAHook validated"
+
+
+def take_weights(
+    checkpoint: dict, source: str | os.PathLike, weights: str | None = None
+) -> StateDict:
+    """Take the weights out of a checkpoint, with the names that they have.
+
+    Args:
+        checkpoint: What ``read_checkpoint`` returned.
+        source: Where it came from, for messages.
+        weights: Which, if there are two sets: 'raw' or their average 'ema'.
+            By default those that the validation of that run ranked, which
+            ``checkpoint['meta']['weights']`` says; if it does not, those that
+            whoever wrote the file tests. One line says which.
+
+    Raises:
+        CheckpointError: If there are no weights in it, or not those.
+        ValueError: If there is no such choice.
+    """
+    if weights not in (None, *WEIGHTS):
+        raise ValueError(
+            f'weights must be one of {WEIGHTS}, or None, got {weights!r}'
+        )
+    sets, reason = _weight_sets(checkpoint)
+    kind = weights or next(iter(sets))
+    if kind not in sets:
+        raise CheckpointError(
+            f'checkpoint {source} holds one set of weights and does not say '
+            f'which: do not ask for {weights!r} to take it'
+        )
+    state_dict = sets[kind]
+    # A wrapper's; of an average it has tensors of its own beside the model's.
+    prefix = 'module.'
+    if any(str(key).startswith(prefix) for key in state_dict):
+        state_dict = {
+            key.removeprefix(prefix): value
+            for key, value in state_dict.items()
+            if str(key).startswith(prefix)
+        }
+    if not state_dict or not all(
+        isinstance(key, str) and isinstance(value, Tensor)
+        for key, value in state_dict.items()
+    ):
+        raise CheckpointError(
+            f"checkpoint {source} holds no weights under 'state_dict' or "
+            f"'model'; its entries are: {some(map(str, checkpoint))}"
+        )
+    if len(sets) == 2:
+        (other,) = sets.keys() - {kind}
+        print_log(
+            f'{source} holds two sets of weights: {kind!r} is loaded, '
+            f'{"as asked" if weights else reason}; {other!r} is the other '
+            'one (--weights, weights, load_weights)',
+            logger='current',
+        )
+    return dict(state_dict)
+
+
+def extract_state_dict(
+    checkpoint: dict, source: str | os.PathLike, weights: str | None = None
+) -> StateDict:
+    """Take the weights out of a checkpoint, in our names.
+
+    Args and errors: as ``take_weights``.
+    """
+    state_dict = take_weights(checkpoint, source, weights)
+    return from_released(state_dict) if is_released(state_dict) else state_dict
+
+
+def check_fit(
+    module: nn.Module,
+    state_dict: StateDict,
+    source: str | os.PathLike,
+    load_from: bool = False,
+) -> None:
+    """Compare names and shapes before anything is loaded.
+
+    Position embeddings may come with another grid: the model resizes them.
+
+    Args:
+        module: What would be loaded.
+        state_dict: Its weights, in our names.
+        source: Where they came from, for the message.
+        load_from: Whether a training is to begin with them.
+
+    Raises:
+        CheckpointError: If keys are missing or left over, or shapes differ;
+            it lists them, and says what helps where only other channels or,
+            with ``load_from``, other classes are the cause.
+    """
+    own = module.state_dict()
+    missing, left_over = own.keys() - state_dict, state_dict.keys() - own
+    reshaped = [
+        key
+        for key in own.keys() & state_dict
+        if _fixed_shape(key, own) != _fixed_shape(key, state_dict)
+    ]
+    shapes = [
+        f'{k} {tuple(state_dict[k].shape)} for {tuple(own[k].shape)}'
+        for k in reshaped
+    ]
+    problems = [
+        f'{what}: {some(names)}'
+        for what, names in (
+            ('missing', missing),
+            ('left over', left_over),
+            ('of another shape', shapes),
+        )
+        if names
+    ]
+    if not problems:
+        return
+    first = _first_conv(module)
+    if first in reshaped and _fits_adapted(state_dict[first], own[first]):
+        problems.append(
+            'adapt_in_channels=True in init_cfg of the backbone adapts its '
+            'first convolution to another number of channels'
+        )
+    fitting = [
+        part
+        for part in ('backbone', 'neck')
+        if any(key.startswith(part) for key in own)
+        and not any(
+            key.startswith(part) for key in (*missing, *left_over, *reshaped)
+        )
+    ]
+    if load_from and fitting:
+        settings = ' and '.join(
+            f"model.{part}.init_cfg=dict(type='Pretrained', prefix='{part}', "
+            f"checkpoint='{source}')"
+            for part in fitting
+        )
+        problems.append(
+            f'load_from takes whole models: for its {" and ".join(fitting)} '
+            f'with another head or other classes set {settings} instead'
+        )
+    matched = len(own.keys() & state_dict.keys()) - len(reshaped)
+    raise CheckpointError(
+        f'checkpoint {source} does not fit {type(module).__name__} '
+        f'({matched} of {len(own)} keys match). ' + '; '.join(problems)
+    )
+
+
+def _fixed_shape(key: str, state_dict: StateDict) -> torch.Size:
+    """Without the grid of a position embedding."""
+    shape = state_dict[key].shape
+    return shape[:2] if key.endswith('pos_embed') else shape
+
+
+def _first_conv(module: nn.Module) -> str | None:
+    """Name of the weight that the channels of the input meet."""
+    for name, its in module.named_modules():
+        if isinstance(its, nn.Conv2d):
+            return f'{name}.weight'
+    return None
+
+
+def _fits_adapted(weight: Tensor, wanted: Tensor) -> bool:
+    """Whether they are those of convolutions that differ in their input."""
+    shapes = [
+        (len(shape), shape[:1], shape[2:])
+        for shape in (weight.shape, wanted.shape)
+    ]
+    return shapes[0] == shapes[1]
+
+
+def _adapt_in_channels(weight: Tensor, wanted: Tensor) -> Tensor:
+    """Give a convolution's weight another number of input channels."""
+    before, channels = weight.shape[1], wanted.shape[1]
+    if channels == 1:
+        return weight.sum(1, keepdim=True)
+    repeated = weight[:, torch.arange(channels) % before]
+    return repeated * (before / channels)
+
+
+def init_from_pretrained(module: BaseModule, part: str) -> bool:
+    """Load ``init_cfg=dict(type='Pretrained', checkpoint=...)``, all or none.
+
+    Further keys of ``init_cfg``: ``weights``, as in ``take_weights``;
+    ``prefix``; and ``adapt_in_channels``. If that is true, the first
+    convolution of a checkpoint with another number of input channels is
+    adapted. To one: it gets the sum over them, so a grey picture gives what
+    the same grey in all of them gave. To n: channel i gets the weights of
+    channel i modulo c of the checkpoint's c (of three: red, green, blue, red,
+    ...), times c / n.
+
+    Args:
+        module: Backbone or neck.
+        part: Its name in a whole model, the prefix its keys have there;
+            ``init_cfg['prefix']`` replaces it. A checkpoint without any such
+            key is taken for one of the module alone.
+
+    Returns:
+        bool: False, and nothing done, if ``init_cfg`` asks for no checkpoint.
+
+    Raises:
+        CheckpointError: If not every key fits.
+        ValueError: If ``init_cfg`` holds something else.
+    """
+    init_cfgs = module.init_cfg or []
+    if isinstance(init_cfgs, dict):
+        init_cfgs = [init_cfgs]
+    pretrained = [c for c in init_cfgs if c['type'] == 'Pretrained']
+    if not pretrained:
+        return False
+    if len(init_cfgs) > 1:
+        raise ValueError(
+            "init_cfg: 'Pretrained' loads every parameter, leave out the rest"
+        )
+    cfg = pretrained[0]
+    known = ('checkpoint', 'prefix', 'weights', 'adapt_in_channels')
+    # MMEngine's `map_location` means nothing here: modules stay where they are
+    unknown = cfg.keys() - {'type', 'map_location', *known}
+    if unknown:
+        raise ValueError(
+            f"init_cfg: 'Pretrained' takes {', '.join(known)}; got "
+            f'{some(unknown)}'
+        )
+    path = cfg['checkpoint']
+    prefix = cfg.get('prefix', part).rstrip('.') + '.'
+    state_dict = extract_state_dict(
+        read_checkpoint(path), path, cfg.get('weights')
+    )
+    if any(k.startswith(prefix) for k in state_dict):
+        state_dict = {
+            k.removeprefix(prefix): v
+            for k, v in state_dict.items()
+            if k.startswith(prefix)
+        }
+    first = _first_conv(module)
+    if cfg.get('adapt_in_channels') and first in state_dict:
+        wanted = module.get_parameter(first)
+        if _fits_adapted(state_dict[first], wanted):
+            state_dict[first] = _adapt_in_channels(state_dict[first], wanted)
+    check_fit(module, state_dict, path)
+    module.load_state_dict(state_dict)
+    module._is_init = True
+    print_log(
+        f'{type(module).__name__}: all {len(state_dict)} keys loaded from '
+        f'{path}',
+        logger='current',
+    )
+    return True

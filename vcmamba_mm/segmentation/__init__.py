@@ -1,0 +1,1 @@
+"""What segmenters need: inferencer, masks, test-time augmentation."""

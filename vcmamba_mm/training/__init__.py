@@ -1,0 +1,1 @@
+"""Training and testing: command line, configs, runner, hooks, optimizers."""
