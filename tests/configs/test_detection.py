@@ -41,12 +41,12 @@ def test_all_build_through_custom_imports_alone(run):
         'sizes = [sum(p.numel() for p in m.parameters()) for m in models]\n'
         'print(json.dumps(sizes))'
     )
-    output = run('python', '-c', script, *CONFIGS).stdout
+    output = run('python', '-c', script, *DETECTORS).stdout
     sizes = json.loads(output.splitlines()[-1])
     said = dict(ROW.findall((ROOT / 'docs/detection.md').read_text()))
     assert said == {
         path.stem: f'{size / 1e6:.2f}'
-        for path, size in zip(CONFIGS, sizes, strict=True)
+        for path, size in zip(DETECTORS, sizes, strict=True)
     }
     assert len(said) == 6
 

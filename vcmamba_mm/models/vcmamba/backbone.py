@@ -101,7 +101,7 @@ class VCMamba(BaseModule):
             project (of a classifier, a segmenter, or the backbone alone) or
             of the authors' release; every key must match. Its further keys
             ``weights`` and ``adapt_in_channels``:
-            ``vcmamba_mm.checkpoint.init_from_pretrained``.
+            ``vcmamba_mm.checkpoints.init_from_pretrained``.
 
     Raises:
         ValueError: If an argument or an input's size does not fit.
