@@ -10,8 +10,8 @@ from importlib.metadata import packages_distributions, version
 import torch
 from mmengine.utils.dl_utils import collect_env
 
-from . import __version__
 from .ops import available_backends, multi_directional_scan
+from .version import __version__
 
 STACK = ('mmengine', 'mmcv', 'mmpretrain', 'mmseg')
 # What each is needed for

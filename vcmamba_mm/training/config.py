@@ -114,7 +114,7 @@ def name_unreadable(cfg: Config, *loops: str) -> None:
         segments |= bool(replace_type(dataloader, masks, 'LoadMaskStrict'))
         folders = of('mmpretrain', 'CustomDataset')
         if replace_type(dataloader, folders, 'mmpretrain.ClassFolders'):
-            from . import classification  # noqa: F401 - registers it
+            from .. import classification  # noqa: F401 - registers it
     if segments:
         cfg.default_hooks = cfg.get('default_hooks') or ConfigDict()
         cfg.default_hooks.setdefault(
