@@ -1,5 +1,6 @@
 import importlib
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -26,15 +27,68 @@ def test_builds_without_warnings(tmp_path):
     assert 'multi_directional_scan' in page and 'layer_scale' in page
 
 
-@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
-def test_files_named_exist(page):
-    text = page.read_text()
-    paths = re.findall(
-        r'(?<!mmsegmentation/)(?:configs|tools|benchmarks|tests|docs)/[\w./-]+\.(?:py|sh|md|png)',
-        text,
+def text_files():
+    """What speaks of files and modules: pages, comments, docstrings."""
+    for pattern in ('*.md', '*.py', '*.toml', '*.yml', 'Dockerfile',
+                    'Makefile', '.ci/run', 'docs/**/*.*'):  # fmt: skip
+        yield from ROOT.glob(pattern)
+    for folder in ('vcmamba_mm', 'configs', 'tools', 'benchmarks'):
+        yield from (ROOT / folder).rglob('*.*')
+
+
+@pytest.fixture(scope='module')
+def texts():
+    texts = {
+        path: path.read_text()
+        for path in text_files()
+        if path.suffix not in ('.pyc', '.png')
+    }
+    assert len(texts) > 150
+    return texts
+
+
+def test_files_named_exist(texts):
+    """By their paths from a folder that the reader knows."""
+    folders = [
+        ROOT / name
+        for name in ('', 'vcmamba_mm', 'configs', 'configs/_base_', 'tools')
+    ]
+    # of mmcv, mmpretrain and mmsegmentation
+    others = ('mmsegmentation/', 'onedl_mmcv-', 'visualization/', 'analysis_t')
+    seen, lost = 0, []
+    for file, text in texts.items():
+        for path in re.findall(
+            r'(?<![\w/.$}-])\w[\w./-]*/[\w.-]+\.(?:py|sh|md|png|svg)\b', text
+        ):
+            seen += 1
+            if not path.startswith(others) and not any(
+                (folder / path).is_file() for folder in (*folders, file.parent)
+            ):
+                lost.append(f'{file.relative_to(ROOT)}: {path}')
+        for path in re.findall(r'(?<![\w/.-])vcmamba_mm/\w[\w/]*', text):
+            if not list(ROOT.glob(f'{path.rstrip("/")}*')):
+                lost.append(f'{file.relative_to(ROOT)}: {path}')
+    assert seen > 300 and not lost, lost
+
+
+def test_names_exist(texts):
+    """Of modules and what is in them, with the package's name or without."""
+    package = ROOT / 'vcmamba_mm'
+    rooms = '|'.join(
+        path.stem for path in package.iterdir() if path.stem[0] not in '_.'
     )
-    for path in paths:
-        assert (ROOT / path).is_file(), path
+    seen, lost = 0, []
+    for file, text in texts.items():
+        for name in {
+            *re.findall(r'(?<![\w/.-])vcmamba_mm((?:\.[a-zA-Z]\w*)+)', text),
+            *re.findall(rf'`(\.?(?:{rooms})(?:\.(?!py`)\w+)+)`', text),
+        }:
+            seen += 1
+            try:
+                pkgutil.resolve_name(f'vcmamba_mm.{name.lstrip(".")}')
+            except (ImportError, AttributeError):
+                lost.append(f'{file.relative_to(ROOT)}: {name}')
+    assert seen > 200 and not lost, lost
 
 
 def test_python_example_of_the_first_page(capsys):
@@ -91,7 +145,7 @@ def test_lengths_of_the_trainings_that_pages_name():
 def test_reference_has_all_public_names():
     text = (ROOT / 'docs/api.md').read_text()
     listed = {line.rpartition('.')[2] for line in re.findall('::: (.*)', text)}
-    for module in ('', '.classification', '.datasets', '.deploy', '.models',
+    for module in ('', '.classification', '.data', '.deploy', '.models',
                    '.ops'):  # fmt: skip
         public = importlib.import_module(f'vcmamba_mm{module}').__all__
         assert {n for n in public if n[0] != '_'} <= listed, module
