@@ -42,7 +42,7 @@ from vcmamba_mm.analysis.timing import (
     table,
     time_side_by_side,
 )
-from vcmamba_mm.data import decoding
+from vcmamba_mm.data import cropping
 from vcmamba_mm.data.archives import find_files, write_lmdb, write_tar
 from vcmamba_mm.data.sampling import offer_seed
 from vcmamba_mm.training.command_line import one_line_errors
@@ -109,8 +109,8 @@ def store(folder: Path, target: Path) -> dict[str, str]:
         return ((name, change((folder / name).read_bytes())) for name in names)
 
     def decoded(content: bytes) -> bytes:
-        image = decoding.decode_jpeg(content)
-        return content if image is None else decoding.encode_ppm(image)
+        image = cropping.decode_jpeg(content)
+        return content if image is None else cropping.encode_ppm(image)
 
     write_tar(files(), target / 'tar')
     write_lmdb(files(), target / 'lmdb')
@@ -135,8 +135,8 @@ def load_config(contestant: Contestant, roots: dict[str, str]) -> Config:
 
 def without_simplejpeg(contestant: Contestant):
     """While this is entered, it cannot be used."""
-    decoder = None if contestant.pipeline == PLAIN else decoding.simplejpeg
-    return mock.patch.object(decoding, 'simplejpeg', decoder)
+    decoder = None if contestant.pipeline == PLAIN else cropping.simplejpeg
+    return mock.patch.object(cropping, 'simplejpeg', decoder)
 
 
 def one_pass(dataset: BaseDataset, contestant: Contestant) -> Call:
@@ -459,8 +459,8 @@ def run(args: argparse.Namespace, scratch: Path) -> None:
         opencv=cv2.__version__,
         mmpretrain=mmpretrain.__version__,
         simplejpeg='not installed'
-        if decoding.simplejpeg is None
-        else decoding.simplejpeg.__version__,
+        if cropping.simplejpeg is None
+        else cropping.simplejpeg.__version__,
     )
     env['wall time'] = f'{time.perf_counter() - begin:.0f} s'
     result = dict(

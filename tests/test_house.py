@@ -40,17 +40,25 @@ def names_in(node):
             yield from names_in(child)
 
 
-def missing(imports, modules):
+def names_of(modules):
+    """By module, what can be imported from it."""
     names = {
-        module: set(names_in(ast.parse(path.read_text())))
+        module: {*names_in(ast.parse(path.read_text()))}
         for module, path in modules.items()
     }
+    for module in modules:
+        parent, _, name = module.rpartition('.')
+        names.setdefault(parent or '__init__', set()).add(name)
+    return names
+
+
+def missing(imports, modules):
+    names = names_of(modules)
     for its in imports:
-        if its.inside and its.name not in names.get(its.module, ()):
-            if its.module not in modules:
-                yield f'{its.by}:{its.line}: there is no {its.module}'
-            elif its.name is not None:
-                yield f'{its.by}:{its.line}: {its.module} has no {its.name}'
+        if its.inside and its.module not in modules:
+            yield f'{its.by}:{its.line}: there is no {its.module}'
+        elif its.inside and its.name and its.name not in names[its.module]:
+            yield f'{its.by}:{its.line}: {its.module} has no {its.name}'
 
 
 def circles(imports):
@@ -290,3 +298,47 @@ def test_no_arrow_behind_a_room():
             if top < y < bottom - TOOL['STOREY'] + TOOL['HEIGHT']:
                 beside = abs(x - middle) > TOOL['WIDTH'] / 2
                 assert beside, f'{a} -> {b} is behind {room}: move PLACES'
+
+
+def used(tree):
+    """Lines of a file, and what of the package stands there, dotted."""
+    own = {}  # by the names of the file
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                whole = f'{node.module}.{alias.name}'
+                own[alias.asname or alias.name] = whole
+                yield node.lineno, whole
+        elif isinstance(node, ast.Constant):
+            yield node.lineno, f'{node.value}'
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            owner, name = node.value, node.attr
+        elif isinstance(node, ast.Call) and len(node.args) > 1:
+            owner, name = node.args[0], getattr(node.args[1], 'value', None)
+        else:
+            continue
+        if getattr(owner, 'id', None) in own and isinstance(name, str):
+            yield node.lineno, f'{own[owner.id]}.{name}'
+
+
+def test_what_others_use_is_there():
+    """Also in files that seldom run, and where tests put in something else."""
+    names = names_of(TOOL['modules_of'](PACKAGE))
+
+    def is_there(parts):
+        for i in reversed(range(len(parts))):
+            module = '.'.join(parts[:i]) or '__init__'
+            if module in names:  # what a class has is not looked at
+                return parts[i] in names[module]
+
+    seen, lost = 0, []
+    for folder in ('tests', 'tools', 'benchmarks', 'configs'):
+        for path in (ROOT / folder).rglob('*.py'):
+            for line, dotted in used(ast.parse(path.read_text())):
+                if re.fullmatch(rf'{PACKAGE.name}(\.\w+)+', dotted):
+                    seen += 1
+                    if not is_there(dotted.split('.')[1:]):
+                        lost.append(f'{path.name}:{line}: {dotted}')
+    assert seen > 400
+    assert not lost, '\n'.join(lost)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from vcmamba_mm.data import decoding
+from vcmamba_mm.data import cropping, decoding
 from vcmamba_mm.data.cropping import open_picture
 from vcmamba_mm.data.decoding import DecodeError
 from vcmamba_mm.data.reading import LoadImageStrict
@@ -58,8 +58,8 @@ KINDS = {
 @pytest.fixture(params=['simplejpeg', 'opencv'])
 def decoder(request, monkeypatch):
     if request.param == 'opencv':
-        monkeypatch.setattr(decoding, 'simplejpeg', None)
-    elif decoding.simplejpeg is None:
+        monkeypatch.setattr(cropping, 'simplejpeg', None)
+    elif cropping.simplejpeg is None:
         pytest.skip('needs simplejpeg')
 
 
@@ -177,7 +177,7 @@ def test_other_formats(suffix):
 
 def test_ppm():
     image = scene(40, 50)
-    content = decoding.encode_ppm(image)
+    content = cropping.encode_ppm(image)
     assert np.array_equal(decode(content), image)  # OpenCV reads it
     picture = open_picture(content)
     assert picture.shape == (40, 50)
@@ -185,10 +185,10 @@ def test_ppm():
         picture.crop((3, 4, 20, 30), (8, 8)), image[3:23, 4:34]
     )
     jpeg = encode(image)
-    assert np.array_equal(decoding.decode_jpeg(jpeg), decode(jpeg))
-    assert decoding.decode_jpeg(content) is None
+    assert np.array_equal(cropping.decode_jpeg(jpeg), decode(jpeg))
+    assert cropping.decode_jpeg(content) is None
     # In a PPM nothing would tell that masks of it have to be turned.
-    assert decoding.decode_jpeg(encode(image, orientation=3)) is None
+    assert cropping.decode_jpeg(encode(image, orientation=3)) is None
 
 
 @pytest.mark.parametrize('channels', [1, 3, 4])

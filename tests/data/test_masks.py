@@ -18,6 +18,7 @@ from vcmamba_mm.data import masks
 from vcmamba_mm.data.archives import write_tar
 from vcmamba_mm.data.masks import MaskError
 from vcmamba_mm.data.reading import AnnotationError
+from vcmamba_mm.training import check_masks
 
 pytest.importorskip('mmseg')
 
@@ -363,7 +364,9 @@ def test_masks_without_a_class_are_told_of(
     read, values, told, loop, monkeypatch
 ):
     lines = []
-    monkeypatch.setattr(masks, 'print_log', lambda *args: lines.append(args))
+    monkeypatch.setattr(
+        check_masks, 'print_log', lambda *args: lines.append(args)
+    )
     sample = read(encode(np.array([values], np.uint8)))
     head = SimpleNamespace(num_classes=2, ignore_index=255)
     runner = SimpleNamespace(model=SimpleNamespace(decode_head=head))
