@@ -11,10 +11,7 @@ import torch
 from matplotlib.ticker import LogLocator
 from mmengine.fileio import dump
 
-from vcmamba_mm.analysis.complexity import (
-    build_model,
-    model_complexity,
-)
+from vcmamba_mm.analysis.complexity import build_model, model_complexity
 from vcmamba_mm.analysis.figures import new_figure, write_figure
 from vcmamba_mm.analysis.resolution import SizeTiming, time_against_size
 from vcmamba_mm.analysis.timing import FULL, QUICK, digits, table

@@ -34,11 +34,7 @@ from .data.reading import LoadImageStrict, ReplaceUnreadable
 from .models import NormGlobalAveragePooling, VCMamba
 from .segmentation.tta import AverageSegScoreTTA
 from .training.check_masks import CheckMasksHook
-from .training.hooks import (
-    AtomicCheckpointHook,
-    CheckFiniteHook,
-    IterSeedHook,
-)
+from .training.hooks import AtomicCheckpointHook, CheckFiniteHook, IterSeedHook
 from .training.loops import ResumableEpochLoop
 from .training.monitor import RawAndEMAHook, ThroughputHook
 from .training.optim import LayerDecayOptimWrapperConstructor

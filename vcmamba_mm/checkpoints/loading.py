@@ -1,4 +1,4 @@
-"""Loading weights: wholly or not at all."""
+"""Which weights of a checkpoint are loaded, wholly or not at all."""
 
 import os
 
@@ -7,19 +7,12 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from .reading import (
-    CheckpointError,
-    StateDict,
-    read_checkpoint,
-    some,
-)
+from .reading import CheckpointError, StateDict, read_checkpoint, some
 from .released import from_released, is_released
 
 # The two sets of weights that a checkpoint may hold: those that were trained,
 # and their average.
 WEIGHTS = ('raw', 'ema')
-
-
 # Under which entries; the set that is taken by default comes first.
 _LAYOUTS = (
     # MMEngine's EMAHook saves the average in the place of the weights, and
@@ -37,9 +30,7 @@ _LAYOUTS = (
         "which the release's own test takes",
     ),
 )
-
-
-# Under which entries checkpoints have weights
+# All of those
 WEIGHT_ENTRIES = {entry for sets, _ in _LAYOUTS for entry in sets.values()}
 
 
@@ -143,6 +134,29 @@ def extract_state_dict(
     return from_released(state_dict) if is_released(state_dict) else state_dict
 
 
+def _fixed_shape(key: str, state_dict: StateDict) -> torch.Size:
+    """Without the grid of a position embedding."""
+    shape = state_dict[key].shape
+    return shape[:2] if key.endswith('pos_embed') else shape
+
+
+def _first_conv(module: nn.Module) -> str | None:
+    """Name of the weight that the channels of the input meet."""
+    for name, its in module.named_modules():
+        if isinstance(its, nn.Conv2d):
+            return f'{name}.weight'
+    return None
+
+
+def _fits_adapted(weight: Tensor, wanted: Tensor) -> bool:
+    """Whether they are those of convolutions that differ in their input."""
+    shapes = [
+        (len(shape), shape[:1], shape[2:])
+        for shape in (weight.shape, wanted.shape)
+    ]
+    return shapes[0] == shapes[1]
+
+
 def check_fit(
     module: nn.Module,
     state_dict: StateDict,
@@ -215,29 +229,6 @@ def check_fit(
         f'checkpoint {source} does not fit {type(module).__name__} '
         f'({matched} of {len(own)} keys match). ' + '; '.join(problems)
     )
-
-
-def _fixed_shape(key: str, state_dict: StateDict) -> torch.Size:
-    """Without the grid of a position embedding."""
-    shape = state_dict[key].shape
-    return shape[:2] if key.endswith('pos_embed') else shape
-
-
-def _first_conv(module: nn.Module) -> str | None:
-    """Name of the weight that the channels of the input meet."""
-    for name, its in module.named_modules():
-        if isinstance(its, nn.Conv2d):
-            return f'{name}.weight'
-    return None
-
-
-def _fits_adapted(weight: Tensor, wanted: Tensor) -> bool:
-    """Whether they are those of convolutions that differ in their input."""
-    shapes = [
-        (len(shape), shape[:1], shape[2:])
-        for shape in (weight.shape, wanted.shape)
-    ]
-    return shapes[0] == shapes[1]
 
 
 def _adapt_in_channels(weight: Tensor, wanted: Tensor) -> Tensor:

@@ -129,6 +129,67 @@ def _without_stand_ins(value: object) -> object:
     return value
 
 
+# What the unpickler raises when it reads nonsense.
+_DAMAGE = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    zipfile.BadZipFile,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    struct.error,
+    MemoryError,
+    OverflowError,
+)
+
+
+def _damaged(path: str | os.PathLike) -> str:
+    return (
+        f'checkpoint {path} is truncated, damaged, or not a PyTorch '
+        'checkpoint: copy or download it again'
+    )
+
+
+def _is_sound(path: str) -> bool:
+    """Look at what PyTorch believes: sizes, and the checksums it writes."""
+    try:
+        if not zipfile.is_zipfile(path):
+            return True  # another layout, or cut: the reading shows it
+        with zipfile.ZipFile(path) as file:
+            items = file.infolist()
+            # PyTorch does not compress, and allocates what is claimed.
+            stored = all(
+                item.compress_type == zipfile.ZIP_STORED
+                and item.file_size == item.compress_size
+                for item in items
+            )
+            size = sum(item.file_size for item in items)
+            if not stored or size > os.path.getsize(path):
+                return False
+            has_sums = any(item.CRC for item in items)
+            return not has_sums or file.testzip() is None
+    except _DAMAGE:
+        return False
+
+
+def _is_plain_pickle(path: str) -> bool:
+    """Whether it is a pickle, but not PyTorch's own of before it zipped."""
+    magic = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
+    with open(path, 'rb') as file:
+        head = file.read(len(magic))
+    return head.startswith(pickle.PROTO) and head != magic
+
+
+def _is_safetensors(path: str) -> bool:
+    """It begins with the length of a header in JSON."""
+    with open(path, 'rb') as file:
+        length = int.from_bytes(file.read(8), 'little')
+        return file.read(1) == b'{' and length < os.path.getsize(path)
+
+
 def read_checkpoint(
     path: str | os.PathLike, map_location: str | torch.device = 'cpu'
 ) -> dict:
@@ -184,67 +245,6 @@ def read_checkpoint(
     return checkpoint
 
 
-# What the unpickler raises when it reads nonsense.
-_DAMAGE = (
-    RuntimeError,
-    EOFError,
-    OSError,
-    zipfile.BadZipFile,
-    TypeError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    AssertionError,
-    struct.error,
-    MemoryError,
-    OverflowError,
-)
-
-
-def _is_sound(path: str) -> bool:
-    """Look at what PyTorch believes: sizes, and the checksums it writes."""
-    try:
-        if not zipfile.is_zipfile(path):
-            return True  # another layout, or cut: the reading shows it
-        with zipfile.ZipFile(path) as file:
-            items = file.infolist()
-            # PyTorch does not compress, and allocates what is claimed.
-            stored = all(
-                item.compress_type == zipfile.ZIP_STORED
-                and item.file_size == item.compress_size
-                for item in items
-            )
-            size = sum(item.file_size for item in items)
-            if not stored or size > os.path.getsize(path):
-                return False
-            has_sums = any(item.CRC for item in items)
-            return not has_sums or file.testzip() is None
-    except _DAMAGE:
-        return False
-
-
-def _is_plain_pickle(path: str) -> bool:
-    """Whether it is a pickle, but not PyTorch's own of before it zipped."""
-    magic = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
-    with open(path, 'rb') as file:
-        head = file.read(len(magic))
-    return head.startswith(pickle.PROTO) and head != magic
-
-
-def _is_safetensors(path: str) -> bool:
-    """It begins with the length of a header in JSON."""
-    with open(path, 'rb') as file:
-        length = int.from_bytes(file.read(8), 'little')
-        return file.read(1) == b'{' and length < os.path.getsize(path)
-
-
-def _damaged(path: str | os.PathLike) -> str:
-    return (
-        f'checkpoint {path} is truncated, damaged, or not a PyTorch '
-        'checkpoint: copy or download it again'
-    )
-
-
 def write_checkpoint(checkpoint: dict, path: str | os.PathLike) -> None:
     """``torch.save`` by ``write_file``."""
     buffer = io.BytesIO()
@@ -253,6 +253,7 @@ def write_checkpoint(checkpoint: dict, path: str | os.PathLike) -> None:
 
 
 def some(names: Iterable[str], limit: int = 8) -> str:
+    """The first names, for a message, and how many there are besides."""
     names = sorted(names)
     more = f' and {len(names) - limit} more' if len(names) > limit else ''
     return ', '.join(names[:limit]) + more

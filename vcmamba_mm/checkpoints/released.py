@@ -57,20 +57,6 @@ def is_released(state_dict: StateDict) -> bool:
     return any(key.startswith(prefixes) for key in state_dict)
 
 
-def from_released(state_dict: StateDict) -> StateDict:
-    """Rename the keys of a released state dict to a classifier's of ours.
-
-    Raises:
-        CheckpointError: If some are those of no family.
-    """
-    return _rename(state_dict, 'to_ours', 'released')
-
-
-def to_released(state_dict: StateDict) -> StateDict:
-    """The inverse of ``from_released``."""
-    return _rename(state_dict, 'to_released', 'vcmamba_mm')
-
-
 def _rename(state_dict: StateDict, direction: str, kind: str) -> StateDict:
     """As the family that knows most of the keys."""
     results = []
@@ -89,3 +75,17 @@ def _rename(state_dict: StateDict, direction: str, kind: str) -> StateDict:
         f'{count} keys are not those of a {kind} {family} classifier: '
         f'{some(unknown)}'
     )
+
+
+def from_released(state_dict: StateDict) -> StateDict:
+    """Rename the keys of a released state dict to a classifier's of ours.
+
+    Raises:
+        CheckpointError: If some are those of no family.
+    """
+    return _rename(state_dict, 'to_ours', 'released')
+
+
+def to_released(state_dict: StateDict) -> StateDict:
+    """The inverse of ``from_released``."""
+    return _rename(state_dict, 'to_released', 'vcmamba_mm')

@@ -8,12 +8,7 @@ from mmengine.logging import print_log
 from mmpretrain.datasets import BaseDataset, CustomDataset
 from mmpretrain.registry import DATASETS
 
-from ..data.folders import (
-    PICTURES,
-    is_hidden,
-    is_picture,
-    name_left_out,
-)
+from ..data.folders import PICTURES, is_hidden, is_picture, name_left_out
 
 
 @DATASETS.register_module()

@@ -30,10 +30,7 @@ from mmengine.fileio import BaseStorageBackend, register_backend
 from ..files import whole_folder, write_file
 
 _INDEX, _SHARDS = 'index.npy', 'shards.json'
-
-
 _FORMAT = 1
-
 
 # What is raised while one reads JSON and arrays of damaged bytes.
 _INDEX_ERRORS = (
@@ -355,35 +352,16 @@ def find_files(source: str | os.PathLike) -> list[str]:
     return files
 
 
-def write_tar(
-    files: Iterable[tuple[str, bytes]],
-    target: str | os.PathLike,
-    shard_bytes: int = 10**9,
-) -> None:
-    """Write tar shards with an index, all or nothing.
-
-    Args:
-        files: Path inside, and content, of each file.
-        target: Folder to be made.
-        shard_bytes: After so many bytes another shard begins.
-
-    Raises:
-        FileExistsError: If the target is there already.
-    """
-    with whole_folder(target) as folder, ExitStack() as opened:
-        shards, written = 0, shard_bytes
-        for name, content in files:
-            if written >= shard_bytes:
-                opened.close()
-                path = folder / f'{shards:06}.tar'
-                tar = opened.enter_context(tarfile.open(path, 'w'))
-                shards, written = shards + 1, 0
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-            written += len(content)
-        opened.close()
-        index_tar(folder)
+def _check_end(path: Path, end: int) -> None:
+    """A damaged header, too, ends a tar file, with no word."""
+    with open(path, 'rb') as file:
+        file.seek(end)
+        for chunk in iter(lambda: file.read(2**20), b''):
+            if chunk.strip(b'\0'):
+                raise ArchiveError(
+                    f'{path} is damaged at byte {end}, or several tar files '
+                    'in one: make it again'
+                )
 
 
 def index_tar(folder: str | os.PathLike) -> int:
@@ -446,16 +424,35 @@ def index_tar(folder: str | os.PathLike) -> int:
     return len(rows)
 
 
-def _check_end(path: Path, end: int) -> None:
-    """A damaged header, too, ends a tar file, with no word."""
-    with open(path, 'rb') as file:
-        file.seek(end)
-        for chunk in iter(lambda: file.read(2**20), b''):
-            if chunk.strip(b'\0'):
-                raise ArchiveError(
-                    f'{path} is damaged at byte {end}, or several tar files '
-                    'in one: make it again'
-                )
+def write_tar(
+    files: Iterable[tuple[str, bytes]],
+    target: str | os.PathLike,
+    shard_bytes: int = 10**9,
+) -> None:
+    """Write tar shards with an index, all or nothing.
+
+    Args:
+        files: Path inside, and content, of each file.
+        target: Folder to be made.
+        shard_bytes: After so many bytes another shard begins.
+
+    Raises:
+        FileExistsError: If the target is there already.
+    """
+    with whole_folder(target) as folder, ExitStack() as opened:
+        shards, written = 0, shard_bytes
+        for name, content in files:
+            if written >= shard_bytes:
+                opened.close()
+                path = folder / f'{shards:06}.tar'
+                tar = opened.enter_context(tarfile.open(path, 'w'))
+                shards, written = shards + 1, 0
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+            written += len(content)
+        opened.close()
+        index_tar(folder)
 
 
 def write_lmdb(

@@ -21,9 +21,7 @@ try:
 except ImportError:  # rows below the crop are decoded then
     simplejpeg = None
 
-
 Box = tuple[int, int, int, int]  # top, left, height, width
-
 
 _SCALES = {
     1: cv2.IMREAD_COLOR,
@@ -31,9 +29,14 @@ _SCALES = {
     4: cv2.IMREAD_REDUCED_COLOR_4,
     8: cv2.IMREAD_REDUCED_COLOR_8,
 }
-
-
 _PPM = re.compile(rb'P6\n([1-9]\d*) ([1-9]\d*)\n255\n')
+
+
+def _decode_all(content: bytes, flag: int) -> np.ndarray:
+    image = decode_or_none(content, flag)
+    if image is None:
+        raise DecodeError('it cannot be decoded')
+    return image
 
 
 @dataclass
@@ -160,13 +163,6 @@ def open_picture(content: bytes) -> JpegPicture | WholePicture:
         image = np.frombuffer(content, np.uint8, 3 * height * width, ppm.end())
         return WholePicture(image.reshape(height, width, 3), rgb=True)
     return WholePicture(decode_image(content)[0])
-
-
-def _decode_all(content: bytes, flag: int) -> np.ndarray:
-    image = decode_or_none(content, flag)
-    if image is None:
-        raise DecodeError('it cannot be decoded')
-    return image
 
 
 def decode_jpeg(content: bytes) -> np.ndarray | None:

@@ -12,6 +12,63 @@ from torch.utils.data import Dataset
 
 from .masks import MaskError
 
+# What OpenCV and Pillow read on all stacks; case does not matter.
+PICTURES = (
+    *('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.webp', '.bmp'),
+    *('.tif', '.tiff', '.ppm', '.pgm', '.pbm', '.pnm'),
+)
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a file, or a folder on the way to it, begins with a dot."""
+    parts = path.split('/')
+    return any(p.startswith('.') and p not in ('.', '..') for p in parts)
+
+
+def is_picture(path: str, endings: tuple[str, ...] = PICTURES) -> bool:
+    """Whether a file is a picture by its ending, and is not hidden."""
+    return path.lower().endswith(endings) and not is_hidden(path)
+
+
+def name_left_out(folder: str, paths: Iterable[str], why: str) -> None:
+    """Say in one line which files of a folder are not used.
+
+    Args:
+        folder: Its name.
+        paths: What is left out. Of hidden files nothing is said.
+        why: What would not be left out.
+    """
+    others = Counter(
+        posixpath.splitext(path)[1] or 'without an ending'
+        for path in paths
+        if not is_hidden(path)
+    )
+    if others:
+        kinds = ', '.join(f'{n} {its}' for its, n in others.most_common(8))
+        print_log(
+            f'{folder}: {others.total()} files are left out ({kinds}): {why}',
+            'current',
+            logging.WARNING,
+        )
+
+
+def pictures_below(folder: Path, without: Path | None = None) -> list[Path]:
+    """List all pictures, and say in one line which files are none.
+
+    Args:
+        folder: Looked through at any depth.
+        without: A folder in it that is not looked at.
+    """
+    files = sorted(file for file in folder.rglob('*') if file.is_file())
+    if without and without.resolve() != folder.resolve():
+        within = without.resolve()
+        files = [f for f in files if within not in f.resolve().parents]
+    names = {file: file.relative_to(folder).as_posix() for file in files}
+    left_out = [name for name in names.values() if not is_picture(name)]
+    why = f'pictures end in {" ".join(PICTURES)}'
+    name_left_out(str(folder), left_out, why)
+    return [file for file, name in names.items() if is_picture(name)]
+
 
 def parts_of(dataset: Dataset) -> Iterator[Dataset]:
     """The data sets that one wraps, at any depth, or itself."""
@@ -25,27 +82,16 @@ def parts_of(dataset: Dataset) -> Iterator[Dataset]:
             yield from parts_of(each)
 
 
-def compare_folders(dataset: Dataset) -> None:
-    """Name pictures without masks, masks without pictures, and other files.
-
-    Args:
-        dataset: One that finds its files as mmseg's ``BaseSegDataset`` or
-            mmpretrain's ``CustomDataset`` does; others are passed over.
-
-    Raises:
-        MaskError: If the folder of the masks does not exist, unless the data
-            set is in test mode.
-    """
-    # ClassFolders, which finds them otherwise, has named the others.
-    if _has(dataset, '_find_samples', 'mmpretrain.datasets.custom'):
-        _compare_class_folders(dataset)
-    if _has(dataset, 'load_data_list', 'mmseg.datasets.basesegdataset'):
-        _compare_pairs(dataset)
-
-
 def _has(dataset: Dataset, method: str, module: str) -> bool:
     """Whether a method is the one of a module."""
     return getattr(getattr(dataset, method, None), '__module__', '') == module
+
+
+def _files(folder: str, backend_args: dict | None) -> list[str]:
+    files = fileio.list_dir_or_file(
+        folder, list_dir=False, recursive=True, backend_args=backend_args
+    )
+    return list(files)
 
 
 def _compare_class_folders(dataset: Dataset) -> None:
@@ -109,66 +155,19 @@ def _compare_pairs(dataset: Dataset) -> None:
         )
 
 
-def _files(folder: str, backend_args: dict | None) -> list[str]:
-    files = fileio.list_dir_or_file(
-        folder, list_dir=False, recursive=True, backend_args=backend_args
-    )
-    return list(files)
-
-
-# What OpenCV and Pillow read on all stacks; case does not matter.
-PICTURES = (
-    *('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.webp', '.bmp'),
-    *('.tif', '.tiff', '.ppm', '.pgm', '.pbm', '.pnm'),
-)
-
-
-def is_hidden(path: str) -> bool:
-    """Whether a file, or a folder on the way to it, begins with a dot."""
-    parts = path.split('/')
-    return any(p.startswith('.') and p not in ('.', '..') for p in parts)
-
-
-def is_picture(path: str, endings: tuple[str, ...] = PICTURES) -> bool:
-    """Whether a file is a picture by its ending, and is not hidden."""
-    return path.lower().endswith(endings) and not is_hidden(path)
-
-
-def name_left_out(folder: str, paths: Iterable[str], why: str) -> None:
-    """Say in one line which files of a folder are not used.
+def compare_folders(dataset: Dataset) -> None:
+    """Name pictures without masks, masks without pictures, and other files.
 
     Args:
-        folder: Its name.
-        paths: What is left out. Of hidden files nothing is said.
-        why: What would not be left out.
+        dataset: One that finds its files as mmseg's ``BaseSegDataset`` or
+            mmpretrain's ``CustomDataset`` does; others are passed over.
+
+    Raises:
+        MaskError: If the folder of the masks does not exist, unless the data
+            set is in test mode.
     """
-    others = Counter(
-        posixpath.splitext(path)[1] or 'without an ending'
-        for path in paths
-        if not is_hidden(path)
-    )
-    if others:
-        kinds = ', '.join(f'{n} {its}' for its, n in others.most_common(8))
-        print_log(
-            f'{folder}: {others.total()} files are left out ({kinds}): {why}',
-            'current',
-            logging.WARNING,
-        )
-
-
-def pictures_below(folder: Path, without: Path | None = None) -> list[Path]:
-    """List all pictures, and say in one line which files are none.
-
-    Args:
-        folder: Looked through at any depth.
-        without: A folder in it that is not looked at.
-    """
-    files = sorted(file for file in folder.rglob('*') if file.is_file())
-    if without and without.resolve() != folder.resolve():
-        within = without.resolve()
-        files = [f for f in files if within not in f.resolve().parents]
-    names = {file: file.relative_to(folder).as_posix() for file in files}
-    left_out = [name for name in names.values() if not is_picture(name)]
-    why = f'pictures end in {" ".join(PICTURES)}'
-    name_left_out(str(folder), left_out, why)
-    return [file for file, name in names.items() if is_picture(name)]
+    # ClassFolders, which finds them otherwise, has named the others.
+    if _has(dataset, '_find_samples', 'mmpretrain.datasets.custom'):
+        _compare_class_folders(dataset)
+    if _has(dataset, 'load_data_list', 'mmseg.datasets.basesegdataset'):
+        _compare_pairs(dataset)

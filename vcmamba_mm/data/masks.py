@@ -1,4 +1,4 @@
-"""Masks: reading them as they are."""
+"""Reading masks: their values stay as they are."""
 
 from io import BytesIO
 
@@ -9,23 +9,14 @@ from mmengine import fileio
 from mmengine.registry import TRANSFORMS
 from PIL import Image
 
-from .decoding import (
-    DECODER_ERRORS,
-    DecodeError,
-    check_options,
-    read_header,
-)
+from .decoding import DECODER_ERRORS, DecodeError, check_options, read_header
 from .reading import AS_STORED, AnnotationError, unreadable
 
 IN_COLOURS = (
     'is a picture in colours: save it with one channel, the number of the '
     'class in each pixel'
 )
-
-
 _UNSIGNED, _SIGNED = 1, 2  # of TIFF's tag SampleFormat
-
-
 _BITS, _SAMPLE_FORMAT = 258, 339  # TIFF's tags
 
 
@@ -34,8 +25,34 @@ class MaskError(AnnotationError):
 
 
 def wrong_values(path: str, values: np.ndarray, classes: str) -> MaskError:
+    """The error about values of a mask that are none of the classes."""
     values = ', '.join(f'{value:.10g}' for value in np.unique(values)[:8])
     return MaskError(f'mask {path} holds {values}, the classes are {classes}')
+
+
+def _as_stored(
+    labels: np.ndarray, bits: int, sample_format: int | None
+) -> np.ndarray:
+    """Undo what decoders do to numbers of some sizes."""
+    if labels.dtype == np.uint8 and bits < 8:
+        labels = labels // (255 // (2**bits - 1))  # they were stretched
+    if labels.dtype == np.uint8 and sample_format == _SIGNED:
+        labels = labels.view(np.int8)
+    if labels.dtype == np.int32 and sample_format == _UNSIGNED:
+        labels = labels.view(np.uint32)
+    return labels
+
+
+def _whole_numbers(labels: np.ndarray, path: str) -> np.ndarray:
+    if labels.dtype in (np.uint8, np.bool_):
+        return labels.astype(np.uint8, copy=False)
+    fits = (labels >= -(2**31)) & (labels < 2**31)  # NaN is neither
+    if labels.dtype.kind == 'f':
+        fits &= labels == np.rint(labels)
+    if not fits.all():
+        raise wrong_values(path, labels[~fits], 'whole numbers from 0 on')
+    small = labels.size and labels.min() >= 0 and labels.max() <= 255
+    return labels.astype(np.uint8 if small else np.int32)
 
 
 def read_mask(
@@ -96,29 +113,14 @@ def read_mask(
     return _whole_numbers(_as_stored(labels, bits, sample_format), path)
 
 
-def _as_stored(
-    labels: np.ndarray, bits: int, sample_format: int | None
-) -> np.ndarray:
-    """Undo what decoders do to numbers of some sizes."""
-    if labels.dtype == np.uint8 and bits < 8:
-        labels = labels // (255 // (2**bits - 1))  # they were stretched
-    if labels.dtype == np.uint8 and sample_format == _SIGNED:
-        labels = labels.view(np.int8)
-    if labels.dtype == np.int32 and sample_format == _UNSIGNED:
-        labels = labels.view(np.uint32)
-    return labels
-
-
-def _whole_numbers(labels: np.ndarray, path: str) -> np.ndarray:
-    if labels.dtype in (np.uint8, np.bool_):
-        return labels.astype(np.uint8, copy=False)
-    fits = (labels >= -(2**31)) & (labels < 2**31)  # NaN is neither
-    if labels.dtype.kind == 'f':
-        fits &= labels == np.rint(labels)
-    if not fits.all():
-        raise wrong_values(path, labels[~fits], 'whole numbers from 0 on')
-    small = labels.size and labels.min() >= 0 and labels.max() <= 255
-    return labels.astype(np.uint8 if small else np.int32)
+def _alike(shape: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Whether one is the other scaled, rounded down, to the nearest, or up."""
+    pairs = list(zip(shape, size))
+    return any(
+        max((a - below) / b for a, b in pairs)
+        <= min((a + 1 - below) / b for a, b in pairs)
+        for below in (0, 0.5, 1)
+    )
 
 
 @TRANSFORMS.register_module()
@@ -237,13 +239,3 @@ class LoadMaskStrict(BaseTransform):
             f'imdecode_backend={self.imdecode_backend!r}, '
             f'backend_args={self.backend_args})'
         )
-
-
-def _alike(shape: tuple[int, int], size: tuple[int, int]) -> bool:
-    """Whether one is the other scaled, rounded down, to the nearest, or up."""
-    pairs = list(zip(shape, size))
-    return any(
-        max((a - below) / b for a, b in pairs)
-        <= min((a + 1 - below) / b for a, b in pairs)
-        for below in (0, 0.5, 1)
-    )

@@ -29,10 +29,17 @@ def viewable(image: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(image)
 
 
+def type_name(cfg: dict) -> str:
+    """What a config's type is called, with its module if it is a class."""
+    kind = cfg.get('type')
+    if isinstance(kind, type):  # of a config in pure Python
+        return f'{kind.__module__}.{kind.__name__}'
+    return str(kind)
+
+
 def _name(step: dict) -> str:
-    """Of a transform's class, which a config may hold itself."""
-    cls = step['type']
-    return cls.rpartition('.')[2] if isinstance(cls, str) else cls.__name__
+    """Of a transform, without its scope or module."""
+    return type_name(step).rpartition('.')[2]
 
 
 def _parts(dataset: ConfigDict) -> list[ConfigDict]:

@@ -1,4 +1,4 @@
-"""Reading pictures."""
+"""Reading pictures, and going on without one that cannot be read."""
 
 import logging
 
@@ -10,12 +10,7 @@ from mmengine.logging import print_log
 from mmengine.registry import TRANSFORMS
 from torch.utils.data import get_worker_info
 
-from .decoding import (
-    DecodeError,
-    KindError,
-    check_options,
-    decode_image,
-)
+from .decoding import DecodeError, KindError, check_options, decode_image
 
 AS_STORED = (
     "color_type='color_ignore_orientation' in what loads pictures, training's "
@@ -34,6 +29,7 @@ class AnnotationError(ValueError):
 def unreadable(
     path: str, error: Exception, what: str = 'picture'
 ) -> ImageReadError:
+    """The error about a file, given what reading or decoding it raised."""
     if isinstance(error, KindError):
         return ImageReadError(f'{what} {path} {error}')
     cause = ' '.join(f'{type(error).__name__}: {error}'.split())

@@ -1,1 +1,1 @@
-"""What segmenters need: inferencer, masks, test-time augmentation."""
+"""What segmenters need: inferencer, test-time augmentation."""

@@ -7,11 +7,7 @@ from mmengine.config import Config
 from mmseg.apis import MMSegInferencer
 from mmseg.structures import SegDataSample
 
-from ..data.pictures import (
-    build_reading,
-    build_test_pipeline,
-    viewable,
-)
+from ..data.pictures import build_reading, build_test_pipeline, viewable
 
 
 class SegmentationInferencer(MMSegInferencer):

@@ -12,6 +12,12 @@ from ..data.masks import IN_COLOURS, MaskError, wrong_values
 from .classes import unwrapped
 
 
+def _head(model: nn.Module) -> nn.Module | None:
+    """The head that tells the classes of a segmenter, if it has one."""
+    head = getattr(unwrapped(model), 'decode_head', None)
+    return head[-1] if isinstance(head, nn.ModuleList) else head  # a cascade
+
+
 @HOOKS.register_module()
 class CheckMasksHook(Hook):
     """Compare the values of each mask with the classes of a segmenter.
@@ -111,9 +117,3 @@ class CheckMasksHook(Hook):
                 'current',
                 logging.WARNING,
             )
-
-
-def _head(model: nn.Module) -> nn.Module | None:
-    """The head that tells the classes of a segmenter, if it has one."""
-    head = getattr(unwrapped(model), 'decode_head', None)
-    return head[-1] if isinstance(head, nn.ModuleList) else head  # a cascade

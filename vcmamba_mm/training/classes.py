@@ -29,6 +29,14 @@ def compare_classes(
     """Look for a class that has one number here and another one there.
 
     Data that name their classes otherwise, or lack the last ones, are right.
+
+    Args:
+        training: Names of the classes that were or will be learned.
+        others: Those of other data.
+        name: What these are for, for the message.
+
+    Raises:
+        SettingError: If there is one.
     """
     numbers = {its: i for i, its in enumerate(training)}
     for its, i in {its: i for i, its in enumerate(others)}.items():
@@ -41,7 +49,7 @@ def compare_classes(
             )
 
 
-def heads_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _heads_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The heads that have a number of classes, with their keys."""
     for key in ('head', 'decode_head', 'auxiliary_head', 'bbox_head'):
         heads = getattr(getattr(model, 'roi_head', model), key, None)
@@ -92,7 +100,7 @@ def check_classes(runner: Runner) -> None:
     model = unwrapped(runner.model)
     classes = classes_of(runner.train_loop.dataloader)
     numbers = []
-    for key, head in heads_of(model):
+    for key, head in _heads_of(model):
         if key != 'model.auxiliary_head':  # may have classes of its own
             numbers.append(('the head', head.num_classes, key))
         # MMEngine's runner of sharded models builds them later; that of boxes

@@ -15,14 +15,25 @@ from ..data.reading import AnnotationError
 from ..data.sampling import SeedError
 from ..models.base import InputSizeError
 from ..ops.scan import BackendError
-from .errors import (
-    ProcessError,
-    SettingError,
-    meaning,
-    message,
-)
+from .errors import ProcessError, SettingError, meaning, message
 from .hooks import NonFiniteError
 from .loops import ResumeError
+
+# What a wrong config, checkpoint or data set raises while a loop runs; see
+# SETUP_ERRORS for what comes before.
+LOOP_ERRORS = (
+    CheckpointError,
+    ProcessError,
+    InputSizeError,
+    AnnotationError,
+    BackendError,
+    NonFiniteError,
+    ResumeError,
+    SeedError,
+    SettingError,
+    OSError,
+    ImportError,
+)
 
 
 class Options(DictAction):
@@ -113,19 +124,3 @@ def one_line_errors(*errors: type[Exception]) -> Iterator[None]:
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr, flush=True)
         sys.exit(128 + signal.SIGINT)
-
-
-# ... and what may only turn up while the loop runs.
-LOOP_ERRORS = (
-    CheckpointError,
-    ProcessError,
-    InputSizeError,
-    AnnotationError,
-    BackendError,
-    NonFiniteError,
-    ResumeError,
-    SeedError,
-    SettingError,
-    OSError,
-    ImportError,
-)

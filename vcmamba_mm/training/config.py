@@ -11,6 +11,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
+from ..data.pictures import type_name
 from .errors import SettingError
 from .optim import CPUAmpOptimWrapper
 
@@ -94,6 +95,21 @@ def check_data(cfg: Config, *loops: str) -> None:
             )
 
 
+def replace_type(cfg: ConfigDict | list, old: str, new: str) -> int:
+    """Turn every type that ``old``, a regular expression, matches as a whole
+    into ``new``, in place; return how many.
+    """
+    if isinstance(cfg, (list, tuple)):
+        return sum(replace_type(value, old, new) for value in cfg)
+    if not isinstance(cfg, dict):
+        return 0
+    count = sum(replace_type(value, old, new) for value in cfg.values())
+    if re.fullmatch(old, type_name(cfg)):
+        cfg['type'] = new
+        count += 1
+    return count
+
+
 def name_unreadable(cfg: Config, *loops: str) -> None:
     """Have pictures and masks that cannot be read, do not fit, or are left
     out, named, in place.
@@ -120,29 +136,6 @@ def name_unreadable(cfg: Config, *loops: str) -> None:
         cfg.default_hooks.setdefault(
             'check_masks', dict(type='CheckMasksHook')
         )
-
-
-def type_name(cfg: dict) -> str:
-    """What a config's type is called, with its module if it is a class."""
-    kind = cfg.get('type')
-    if isinstance(kind, type):  # of a config in pure Python
-        return f'{kind.__module__}.{kind.__name__}'
-    return str(kind)
-
-
-def replace_type(cfg: ConfigDict | list, old: str, new: str) -> int:
-    """Turn every type that ``old``, a regular expression, matches as a whole
-    into ``new``, in place; return how many.
-    """
-    if isinstance(cfg, (list, tuple)):
-        return sum(replace_type(value, old, new) for value in cfg)
-    if not isinstance(cfg, dict):
-        return 0
-    count = sum(replace_type(value, old, new) for value in cfg.values())
-    if re.fullmatch(old, type_name(cfg)):
-        cfg['type'] = new
-        count += 1
-    return count
 
 
 def adapt_to_cpu(cfg: Config) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-# What a wrong config, path or checkpoint raises while things are set up ...
+# What a wrong config, path or checkpoint raises while things are set up
 SETUP_ERRORS = (
     ValueError,
     TypeError,
@@ -30,28 +30,6 @@ class ProcessError(RuntimeError):
 
 class SettingError(ValueError):
     """A setting of the config that cannot be, in the key it names."""
-
-
-def message(error: Exception) -> str:
-    """What an error says, or what that means, in one line."""
-    return meaning(error) or _text(error)
-
-
-def meaning(error: Exception) -> str | None:
-    """What an error means, if it is one that a wrong setting is known for."""
-    text = _text(error)
-    for pattern, remedy in _REMEDIES.items():
-        if re.match(pattern, text):
-            return f'{text}: {remedy}'
-    calls = [
-        _Call(frame.f_locals.get('self'), frame.f_locals)
-        for frame, _ in traceback.walk_tb(error.__traceback__)
-    ]
-    for explain in (_unregistered, _model, _metric):
-        explained = explain(error, text, calls)
-        if explained:
-            return explained
-    return None
 
 
 def _text(error: Exception) -> str:
@@ -123,6 +101,22 @@ def _unregistered(
     )
 
 
+_ABOUT_SHAPES = re.compile('channel|shape|size|dim|running_mean')
+
+
+def _channels(layer: nn.Module, x: Tensor) -> tuple[int, int] | None:
+    """How many channels a layer wants, and how many its input has."""
+    if isinstance(layer, _ConvNd) and x.dim() == layer.weight.dim():
+        return layer.in_channels, x.shape[1]
+    if isinstance(layer, _NormBase):
+        return layer.num_features, x.shape[1]
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, x.shape[-1]
+    if isinstance(layer, nn.LayerNorm):
+        return layer.normalized_shape[-1], x.shape[-1]
+    return None
+
+
 def _model(error: Exception, text: str, calls: list[_Call]) -> str | None:
     """Parts of a model that do not fit what comes before them."""
     calls = [
@@ -169,22 +163,6 @@ def _model(error: Exception, text: str, calls: list[_Call]) -> str | None:
     return None
 
 
-_ABOUT_SHAPES = re.compile('channel|shape|size|dim|running_mean')
-
-
-def _channels(layer: nn.Module, x: Tensor) -> tuple[int, int] | None:
-    """How many channels a layer wants, and how many its input has."""
-    if isinstance(layer, _ConvNd) and x.dim() == layer.weight.dim():
-        return layer.in_channels, x.shape[1]
-    if isinstance(layer, _NormBase):
-        return layer.num_features, x.shape[1]
-    if isinstance(layer, nn.Linear):
-        return layer.in_features, x.shape[-1]
-    if isinstance(layer, nn.LayerNorm):
-        return layer.normalized_shape[-1], x.shape[-1]
-    return None
-
-
 def _metric(error: Exception, text: str, calls: list[_Call]) -> str | None:
     """Metrics of another task, or that there are not."""
     for its, local in calls:
@@ -199,3 +177,25 @@ def _metric(error: Exception, text: str, calls: list[_Call]) -> str | None:
             if text.endswith('is not supported'):
                 return f'{name}: {text}'
     return None
+
+
+def meaning(error: Exception) -> str | None:
+    """What an error means, if it is one that a wrong setting is known for."""
+    text = _text(error)
+    for pattern, remedy in _REMEDIES.items():
+        if re.match(pattern, text):
+            return f'{text}: {remedy}'
+    calls = [
+        _Call(frame.f_locals.get('self'), frame.f_locals)
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    ]
+    for explain in (_unregistered, _model, _metric):
+        explained = explain(error, text, calls)
+        if explained:
+            return explained
+    return None
+
+
+def message(error: Exception) -> str:
+    """What an error says, or what that means, in one line."""
+    return meaning(error) or _text(error)

@@ -169,6 +169,15 @@ class _ResultsHook(Hook):
         inputs: Sequence[Tensor],
         i: int,
     ) -> None:
+        """Write the file of one picture.
+
+        Args:
+            path: Of the file.
+            sample: What was predicted, and the truth.
+            runner: Whose test this is.
+            inputs: The pictures of the batch, as the loader gave them.
+            i: Which of them it is.
+        """
         raise NotImplementedError
 
 
@@ -185,14 +194,7 @@ class SaveMasksHook(_ResultsHook):
             from the data set's ``data_prefix``, with the ending .png.
     """
 
-    def write(
-        self,
-        path: Path,
-        sample: BaseDataElement,
-        runner: Runner,
-        inputs: Sequence[Tensor],
-        i: int,
-    ) -> None:
+    def write(self, path: Path, sample: BaseDataElement, *_) -> None:
         # One output for two classes becomes 0.0 and 1.0.
         mask = sample.pred_sem_seg.data.squeeze(0).long().cpu().numpy()
         if sample.get('reduce_zero_label'):

@@ -31,12 +31,8 @@ from ..checkpoints import (
 )
 from ..checkpoints.loading import WEIGHT_ENTRIES
 from ..data.folders import compare_folders, parts_of
-from .classes import (
-    check_classes,
-    classes_of,
-    compare_classes,
-    unwrapped,
-)
+from ..data.pictures import type_name
+from .classes import check_classes, classes_of, compare_classes, unwrapped
 from .config import (
     adapt_to_cpu,
     check_data,
@@ -44,14 +40,8 @@ from .config import (
     check_switches,
     forget_workers,
     name_unreadable,
-    type_name,
 )
-from .errors import (
-    SETUP_ERRORS,
-    ProcessError,
-    SettingError,
-    message,
-)
+from .errors import SETUP_ERRORS, ProcessError, SettingError, message
 from .loops import check_start
 
 
@@ -352,7 +342,7 @@ class SafeRunner(Runner):
         )
 
 
-def end_with_launcher() -> None:
+def _end_with_launcher() -> None:
     """Have Linux end this process when the tool that started it ends.
 
     torchrun's processes would go on when torchrun itself is killed, beside
@@ -410,7 +400,7 @@ def build_runner(cfg: Config, *loops: str) -> SafeRunner | FlexibleRunner:
         *loops: Which of 'train', 'val', 'test' will run.
     """
     check_data(cfg, *loops)
-    end_with_launcher()
+    _end_with_launcher()
     name_unreadable(cfg, *loops)
     if 'train' in loops:
         check_switches(cfg)
