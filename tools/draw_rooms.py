@@ -32,7 +32,7 @@ class Room(NamedTuple):
 def read_rooms(page: str) -> dict[str, Room]:
     """Read the table of ``docs/where.md``."""
     rows = re.findall(
-        r'^\| (\d) \| `(\w+)` \| (.*?) ?\| (.*?) ?\|$', page, re.M
+        r'^\| (\d) \| `?(\w+)`? \| (.*?) ?\| (.*?) ?\|$', page, re.M
     )
     return {
         name: Room(
