@@ -69,10 +69,11 @@ def test_operator_registration(strided, save_states, dtype):
     inputs = [t.detach() for t in make_inputs(1, 3, 4, dtype=dtype)]
     if strided:
         inputs = [t.mT.contiguous().mT if t.dim() > 1 else t for t in inputs]
-    inputs = [t.requires_grad_(save_states) for t in inputs]
+    x, *others = (t.requires_grad_(save_states) for t in inputs)
+    x = x.detach().unflatten(1, (3, 4)).requires_grad_(save_states)
     torch.library.opcheck(
         torch.ops.vcmamba_mm.scan,
-        (*inputs, 3, 4, 'raster', 4, True, 'torch', save_states),
+        (x, *others, 'raster', 4, True, 'torch', save_states),
     )
 
 
@@ -83,10 +84,10 @@ def test_operator_registration(strided, save_states, dtype):
 def test_operator_registration_of_the_kernels():
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     inputs = make_inputs(1, 1, 2, 3, 2, dtype=torch.float32)
-    inputs = [t.detach().to(device) for t in inputs]
+    x, *others = (t.detach().to(device) for t in inputs)
     torch.library.opcheck(
         torch.ops.vcmamba_mm.scan,
-        (*inputs, 1, 2, 'raster', 4, True, 'triton', False),
+        (x.unflatten(1, (1, 2)), *others, 'raster', 4, True, 'triton', False),
     )
 
 

@@ -11,7 +11,7 @@ METHODS = ('GradCAM', 'GradCAMPlusPlus', 'XGradCAM', 'LayerCAM', 'HiResCAM')
 
 
 def stage_layer(model: BaseModel, stage: int) -> nn.Module:
-    """The layer to look at: the last block of a stage.
+    """The layer to look at: a stage.
 
     Args:
         model: With the backbone VCMamba.
@@ -25,7 +25,7 @@ def stage_layer(model: BaseModel, stage: int) -> nn.Module:
         raise ValueError(
             f'the backbone has the stages 1 to {len(stages)}, not {stage}'
         )
-    return stages[stage - 1].blocks[-1]
+    return stages[stage - 1]
 
 
 def class_activation_map(

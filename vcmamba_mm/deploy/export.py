@@ -181,11 +181,12 @@ def _convert(model: nn.Module, dtype: torch.dtype) -> None:
                 tensor.data = tensor.data.to(dtype)
 
 
-def _decomposed_scan(*args) -> tuple[Tensor, Tensor]:
-    *inputs, _backend, _save_states = args
+def _decomposed_scan(x: Tensor, *args) -> tuple[Tensor, Tensor]:
+    *inputs, param_order, num_paths, snake, _backend, _save_states = args
     # In float32 always, as the operator does.
-    inputs = [t.float() if isinstance(t, Tensor) else t for t in inputs]
-    return export_scan(*inputs), inputs[0].new_empty(0)
+    inputs = [t.float() for t in (x.flatten(1, 2), *inputs)]
+    options = (*x.shape[1:3], param_order, num_paths, snake)
+    return export_scan(*inputs, *options), inputs[0].new_empty(0)
 
 
 def _decomposed_layer_norm(

@@ -1,5 +1,227 @@
 """What every backbone has."""
 
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..checkpoints import init_from_pretrained
+from .layers import Blocks, resize_pos_embed
+
 
 class InputSizeError(ValueError):
     """An input that is too small, or has other channels."""
+
+
+@torch.fx.wrap
+def _check_input(x: Tensor, in_channels: int, smallest: int) -> Tensor:
+    if torch.jit.is_tracing():  # nothing can depend on the sizes
+        return x
+    if x.shape[1] != in_channels:
+        raise InputSizeError(
+            f'input of {x.shape[1]} channels, the backbone is made for '
+            f'{in_channels}: set its in_channels, or color_type in '
+            "what loads pictures ('color' has 3, 'grayscale' 1, "
+            "'unchanged' what the file has)"
+        )
+    if any(size < smallest for size in x.shape[2:]):
+        raise InputSizeError(
+            f'input of {x.shape[2]} x {x.shape[3]} pixels is smaller than the '
+            f'total stride {smallest}: resize or pad it to at least '
+            f'{smallest} x {smallest}'
+        )
+    return x
+
+
+class BaseBackbone(BaseModule):
+    """Base of all backbones: all that is not layers and ``forward``.
+
+    A subclass has ``arch_settings``, and ``forward``, which calls the stem
+    and the stages. Its constructor calls this one, makes ``stem``, ``stages``
+    (of ``layers.Stage``) and, where there is one, ``pos_embed`` with
+    ``pos_embed_place``, and ends with ``finish``.
+
+    Every module is called by what holds it, and nothing reads a parameter
+    past the module that has it: only so hooks, adapters such as LoRA,
+    pruning, quantization and tracing find what they look for.
+
+    Args:
+        num_stages: How many stages there will be.
+        in_channels: Channels of the input.
+        out_indices: Indices of the stages to output, from 0; negative ones
+            count from the end. Stages after the last of them do not run and
+            get no gradient.
+        frozen_stages: Stem and stages up to and including this index get no
+            gradient and stay in eval mode. -1 freezes nothing.
+        norm_eval: Keep all batch norms in eval mode.
+        with_cp: Recompute the blocks in the backward pass to save memory.
+        channels_last: Keep weights and feature maps in channels-last memory,
+            which is what tensor cores want and what the scan reads.
+        init_cfg: Initialization config. ``dict(type='Pretrained',
+            checkpoint=...)`` takes a path or URL of a checkpoint of this
+            project (of a classifier, a segmenter, or the backbone alone) or
+            of the authors' release; every key must match. Its further keys
+            ``weights`` and ``adapt_in_channels``:
+            ``vcmamba_mm.checkpoints.init_from_pretrained``.
+
+    Raises:
+        ValueError: If an argument does not fit.
+    """
+
+    arch_settings: dict[str, dict]
+    smallest = 1  # height and width of an input, in pixels
+    # The stage, and its block, that the position embedding is added before.
+    pos_embed_place: tuple[int, int] | None = None
+
+    def __init__(
+        self,
+        num_stages: int,
+        in_channels: int = 3,
+        out_indices: int | tuple[int, ...] = (-1,),
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        channels_last: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+    ):
+        super().__init__(init_cfg)
+        if isinstance(out_indices, int):
+            out_indices = (out_indices,)
+        for index in out_indices:
+            if not -num_stages <= index < num_stages:
+                raise ValueError(
+                    f'out_indices must be from {-num_stages} to '
+                    f'{num_stages - 1} for {num_stages} stages, got {index}'
+                )
+        if not -1 <= frozen_stages < num_stages:
+            raise ValueError(
+                f'frozen_stages must be from -1 to '
+                f'{num_stages - 1}, got {frozen_stages}'
+            )
+        self.in_channels = in_channels
+        self.out_indices = tuple(index % num_stages for index in out_indices)
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self.with_cp = with_cp
+        self.channels_last = channels_last
+        self.register_parameter('pos_embed', None)  # (1, C, height, width)
+
+    @classmethod
+    def parse_arch(cls, arch: str | dict) -> dict:
+        """Look up an architecture by its name, or look through one.
+
+        Raises:
+            ValueError: If there is no such name, or keys are missing or left
+                over, or ``embed_dims`` and ``depths`` differ in length.
+        """
+        *keys, last = next(iter(cls.arch_settings.values()))
+        keys = f'{", ".join(map(repr, keys))} and {last!r}'
+        if isinstance(arch, str):
+            if arch.lower() not in cls.arch_settings:
+                raise ValueError(
+                    f'unknown arch {arch!r}: choose one of '
+                    f'{tuple(cls.arch_settings)} or give a dict with {keys}'
+                )
+            arch = cls.arch_settings[arch.lower()]
+        if set(arch) != set(next(iter(cls.arch_settings.values()))):
+            raise ValueError(
+                f'a custom arch needs the keys {keys}, got {sorted(arch)}'
+            )
+        dims, depths = tuple(arch['embed_dims']), tuple(arch['depths'])
+        if len(dims) != len(depths) or not dims:
+            raise ValueError(
+                'arch: embed_dims and depths must have the same '
+                f'number of stages, got {dims} and {depths}'
+            )
+        return dict(arch, embed_dims=dims, depths=depths)
+
+    def finish(self) -> None:
+        """Set what depends on the modules; the constructor's last step."""
+        for module in self.modules():
+            if isinstance(module, Blocks):
+                module.with_cp = self.with_cp
+        last = max(self.out_indices)
+        for stage in self.stages[last + 1 :]:
+            stage.requires_grad_(False)
+        if self.pos_embed is not None:
+            self.pos_embed.requires_grad_(last >= self.pos_embed_place[0])
+        if self.channels_last:
+            # Convolutions hand the format of their weights on.
+            self.to(memory_format=torch.channels_last)
+        self._freeze_stages()
+
+    def init_weights(self) -> None:
+        if not init_from_pretrained(self, part='backbone'):
+            super().init_weights()
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        """Resize a position embedding that comes with another grid."""
+        key = prefix + 'pos_embed'
+        pos_embed = state_dict.get(key)
+        # One of another kind is refused, with its shape, by what is called.
+        if self.pos_embed is not None and getattr(pos_embed, 'ndim', 0) == 4:
+            state_dict[key] = resize_pos_embed(
+                pos_embed, self.pos_embed.shape[2:]
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def get_layer_depth(
+        self, param_name: str, prefix: str = ''
+    ) -> tuple[int, int]:
+        """Find a parameter's layer, for layer-wise learning-rate decay.
+
+        The stem is layer 0, the blocks are counted from 1 on through all
+        stages. Downsampling belongs to its stage's first block, the position
+        embedding to the block that it is added before.
+
+        Args:
+            param_name: Name of the parameter in the whole model.
+            prefix: What the names of the backbone's parameters begin with.
+
+        Returns:
+            tuple: The layer, and the number of layers. What comes after the
+            backbone is the last one.
+        """
+        depths = [len(stage.blocks) for stage in self.stages]
+        num_layers = sum(depths) + 2
+        if not param_name.startswith(prefix):
+            return num_layers - 1, num_layers
+        words = param_name.removeprefix(prefix).split('.')
+        if words[0] == 'stem':
+            return 0, num_layers
+        if words[0] == 'pos_embed':
+            stage, block = self.pos_embed_place
+        else:
+            # stages.<i>.downsample..., stages.<i>.blocks.<j>...
+            stage = int(words[1])
+            block = int(words[3]) if words[2] == 'blocks' else 0
+        return 1 + sum(depths[:stage]) + block, num_layers
+
+    def check_input(self, x: Tensor) -> Tensor:
+        """Return the images if they can be an input.
+
+        Raises:
+            InputSizeError: If they are smaller than ``smallest``, or have
+                another number of channels.
+        """
+        return _check_input(x, self.in_channels, self.smallest)
+
+    def _freeze_stages(self) -> None:
+        if self.frozen_stages < 0:
+            return
+        for module in (self.stem, *self.stages[: self.frozen_stages + 1]):
+            module.eval()
+            module.requires_grad_(False)
+        place = self.pos_embed_place
+        if place is not None and self.frozen_stages >= place[0]:
+            self.pos_embed.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> 'BaseBackbone':
+        """Set the mode; frozen stages and, with ``norm_eval``, norms stay."""
+        super().train(mode)
+        self._freeze_stages()
+        if mode and self.norm_eval:
+            for m in self.modules():
+                if isinstance(m, _BatchNorm):
+                    m.eval()
+        return self

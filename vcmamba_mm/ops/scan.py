@@ -149,10 +149,15 @@ def _states_shape(
     x: Tensor, A: Tensor, param_order: str, num_paths: int
 ) -> tuple[int, ...]:
     """Of the states that the PyTorch backend keeps for its backward pass."""
-    chunks = -(-x.shape[1] // torch_scan.CHUNK)
+    batch, height, width, channels = x.shape
+    chunks = -(-height * width // torch_scan.CHUNK)
     paths = num_paths if param_order == 'raster' else 1
-    groups = x.shape[0] * num_paths // paths
-    return chunks, groups, A.shape[1], paths, x.shape[2]
+    groups = batch * num_paths // paths
+    return chunks, groups, A.shape[1], paths, channels
+
+
+# The operator takes x as a map, (batch, height, width, channels): of numbers
+# beside it torch.jit.trace would keep those of the picture that was traced.
 
 
 @torch.library.custom_op('vcmamba_mm::scan', mutates_args=())
@@ -164,8 +169,6 @@ def _scan(
     C: Tensor,
     D: Tensor,
     direction_B: Tensor,
-    height: int,
-    width: int,
     param_order: str,
     num_paths: int,
     snake: bool,
@@ -173,8 +176,8 @@ def _scan(
     save_states: bool,
 ) -> tuple[Tensor, Tensor]:
     """y in the dtype of the computation, and what the backward pass needs."""
-    tensors = (x, delta, A, B, C, D, direction_B)
-    options = (height, width, param_order, num_paths, snake)
+    options = (*x.shape[1:3], param_order, num_paths, snake)
+    tensors = (x.flatten(1, 2), delta, A, B, C, D, direction_B)
     if backend == 'triton':
         from . import triton_scan
 
@@ -189,12 +192,12 @@ def _scan(
 
 
 @_scan.register_fake
-def _(x, delta, A, B, C, D, direction_B, height, width, param_order,
-      num_paths, snake, backend, save_states):  # fmt: skip
+def _(x, delta, A, B, C, D, direction_B, param_order, num_paths, snake,
+      backend, save_states):  # fmt: skip
     keeps = backend == 'torch' and save_states
     shape = _states_shape(x, A, param_order, num_paths) if keeps else (0,)
     dtype = _compute_dtype(x)
-    y = x.new_empty(x.shape, dtype=dtype)
+    y = delta.new_empty(delta.shape, dtype=dtype)
     return y, x.new_empty(math.prod(shape), dtype=dtype)
 
 
@@ -209,29 +212,30 @@ def _scan_backward(
     D: Tensor,
     direction_B: Tensor,
     saved: Tensor,
-    height: int,
-    width: int,
     param_order: str,
     num_paths: int,
     snake: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    inputs = (x, delta, A, B, C, D, direction_B)
-    options = (height, width, param_order, num_paths, snake)
+    options = (*x.shape[1:3], param_order, num_paths, snake)
+    inputs = (x.flatten(1, 2), delta, A, B, C, D, direction_B)
     if backend == 'triton':
         from . import triton_scan
 
-        return triton_scan.scan_backward(grad_y, *inputs, *options)
-    tensors = [t.to(_compute_dtype(x)) for t in (grad_y, *inputs)]
-    saved = saved.view(_states_shape(x, A, param_order, num_paths))
-    with torch.autocast(x.device.type, enabled=False):
-        grads = torch_scan.scan_backward(*tensors, saved, *options)
-    return tuple(g.to(t.dtype).contiguous() for g, t in zip(grads, inputs))
+        grads = triton_scan.scan_backward(grad_y, *inputs, *options)
+    else:
+        tensors = [t.to(_compute_dtype(x)) for t in (grad_y, *inputs)]
+        saved = saved.view(_states_shape(x, A, param_order, num_paths))
+        with torch.autocast(x.device.type, enabled=False):
+            grads = torch_scan.scan_backward(*tensors, saved, *options)
+        grads = [g.to(t.dtype).contiguous() for g, t in zip(grads, inputs)]
+    grad_x, *others = grads
+    return grad_x.view(x.shape), *others
 
 
 @_scan_backward.register_fake
-def _(grad_y, x, delta, A, B, C, D, direction_B, saved, height, width,
-      param_order, num_paths, snake, backend):  # fmt: skip
+def _(grad_y, x, delta, A, B, C, D, direction_B, saved, param_order,
+      num_paths, snake, backend):  # fmt: skip
     inputs = (x, delta, A, B, C, D, direction_B)
     return tuple(t.new_empty(t.shape) for t in inputs)
 
@@ -279,15 +283,15 @@ def _flop_formula(operator: object) -> Callable:
 
 @_flop_formula(torch.ops.vcmamba_mm.scan)
 def _(x_shape, delta_shape, A_shape, B_shape, C_shape, D_shape, theta_shape,
-      height, width, param_order, num_paths, *args, **kwargs):  # fmt: skip
-    return 2 * scan_macs(*x_shape, A_shape[1], num_paths)
+      param_order, num_paths, *args, **kwargs):  # fmt: skip
+    return 2 * scan_macs(*delta_shape, A_shape[1], num_paths)
 
 
 @_flop_formula(torch.ops.vcmamba_mm.scan_backward)
 def _(grad_shape, x_shape, delta_shape, A_shape, B_shape, C_shape, D_shape,
-      theta_shape, saved_shape, height, width, param_order, num_paths,
-      *args, **kwargs):  # fmt: skip
-    return 4 * scan_macs(*x_shape, A_shape[1], num_paths)
+      theta_shape, saved_shape, param_order, num_paths, *args,
+      **kwargs):  # fmt: skip
+    return 4 * scan_macs(*delta_shape, A_shape[1], num_paths)
 
 
 # Backends made of operators that autograd knows, outside of ours.
@@ -363,17 +367,26 @@ def multi_directional_scan(
         torch.Size([2, 12, 8])
     """
     tensors = (x, delta, A, B, C, D, direction_B)
-    _check(*tensors, height, width, param_order, num_paths)
+    options = (param_order, num_paths, snake)
+    traces = torch.jit.is_tracing()  # sizes are tensors then
+    if not traces:
+        _check(*tensors, height, width, param_order, num_paths)
     backend = _choose_backend(backend, x.device)
-    options = (height, width, param_order, num_paths, snake)
     if backend in _DIFFERENTIABLE:
+        if traces:
+            raise BackendError(
+                f'scan backend {backend!r} is a loop: torch.jit.trace would '
+                "keep its steps for one size. Choose 'torch', or torch.export"
+            )
         tensors = [t.to(_compute_dtype(x)) for t in tensors]
         with torch.autocast(x.device.type, enabled=False):
-            y = _DIFFERENTIABLE[backend](*tensors, *options)
+            y = _DIFFERENTIABLE[backend](*tensors, height, width, *options)
     else:
-        save_states = torch.is_grad_enabled() and any(
-            t.requires_grad for t in tensors
+        # What is traced may run with gradients, or without them.
+        save_states = traces or (
+            torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
         )
-        y, _ = _scan(*tensors, *options, backend, save_states)
+        x_map = x.unflatten(1, (height, width))
+        y, _ = _scan(x_map, *tensors[1:], *options, backend, save_states)
     # Autocast keeps sums in float32: these may exceed float16's range.
     return y if _autocasts(x.device.type) else y.to(x.dtype)

@@ -22,7 +22,7 @@ from ..checkpoints import (
     read_checkpoint,
     write_checkpoint,
 )
-from ..models.vcmamba.blocks import FFNBlock, MDMBlock
+from ..models.layers import Blocks
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
@@ -60,8 +60,9 @@ class FSDP2Strategy(DDPStrategy):
 
         model = self.convert_model(model.to(get_device()))
         for module in model.modules():
-            if isinstance(module, (FFNBlock, MDMBlock)):
-                fully_shard(module)
+            if isinstance(module, Blocks):
+                for block in module:
+                    fully_shard(block)
         return fully_shard(model)
 
     def model_state_dict(self) -> dict:

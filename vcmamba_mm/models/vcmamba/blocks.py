@@ -7,10 +7,12 @@ convolution has a bias, also before a norm: the released weights do.
 import torch
 import torch.nn as nn
 from mmcv.cnn import build_activation_layer, build_norm_layer
-from mmcv.cnn.bricks import DropPath
 from torch import Tensor
 
+from ..layers import Blocks, DropPath, resize_pos_embed
 from .mixer import MultiDirectionalMamba
+
+torch.fx.wrap('resize_pos_embed')  # it looks at sizes
 
 
 def _conv_norm(
@@ -199,3 +201,25 @@ class MDMBlock(nn.Module):
         if self.ffn is None:
             return x
         return x + self.drop_path(self.ffn(self.norm2(x)))
+
+
+class StageBlocks(Blocks):
+    """The blocks of a stage: convolutional ones, then Mamba blocks.
+
+    Args:
+        *blocks: In the order of the data.
+        first_mdm: Index of the first Mamba block, before which the position
+            embedding is added; None if there is none.
+    """
+
+    def __init__(self, *blocks: nn.Module, first_mdm: int | None = None):
+        super().__init__(*blocks)
+        self.first_mdm = first_mdm
+
+    def forward(self, x: Tensor, pos_embed: Tensor | None = None) -> Tensor:
+        """``pos_embed``, (1, C, h, w), is resized to the map ``x``."""
+        for i, block in enumerate(self):
+            if i == self.first_mdm:
+                x = x + resize_pos_embed(pos_embed, x.shape[2:])
+            x = self.run(block, x)
+        return x

@@ -12,6 +12,8 @@ from ...ops import multi_directional_scan
 from ...ops.scan import BACKENDS, PARAM_ORDERS
 from ...ops.scan_paths import NUM_DIRECTIONS, NUM_PATHS
 
+torch.fx.wrap('multi_directional_scan')  # it looks at sizes
+
 PROJECTIONS = ('conv_norm', 'conv', 'linear')
 
 
@@ -49,7 +51,8 @@ class MultiDirectionalMamba(nn.Module):
 
     Raises:
         ValueError: If ``param_order``, ``proj`` or ``backend`` is unknown,
-            ``num_paths`` not from 1 to 4, or ``conv_size`` even.
+            ``num_paths`` not from 1 to 4, ``dt_bias_scale`` 0, or
+            ``conv_size`` even.
     """
 
     def __init__(
@@ -88,6 +91,8 @@ class MultiDirectionalMamba(nn.Module):
                 f'mixer_cfg: unknown scan backend {backend!r}: '
                 f"choose 'auto' or one of {BACKENDS}"
             )
+        if dt_bias_scale == 0:
+            raise ValueError('mixer_cfg: dt_bias_scale must not be 0')
         if conv_size % 2 == 0:
             raise ValueError(
                 'mixer_cfg: conv_size must be odd to keep the '
@@ -148,13 +153,9 @@ class MultiDirectionalMamba(nn.Module):
         x = F.silu(self.dwconv(self.in_norm(self.in_proj(x))))
         x = x.flatten(2).transpose(1, 2).contiguous()  # (batch, L, E)
         delta, B, C = self.x_proj(x).split(self.split_sizes, dim=-1)
-        delta = F.softplus(
-            F.linear(
-                delta,
-                self.dt_proj.weight,
-                self.dt_bias_scale * self.dt_proj.bias,
-            )
-        )
+        # W delta + s b, without a look into the layer; exact for s = 2
+        s = self.dt_bias_scale
+        delta = F.softplus(s * self.dt_proj(delta / s))
         A = -torch.exp(
             self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32))
         )

@@ -1,0 +1,117 @@
+"""What the families share: stochastic depth, blocks in a row, stages."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn.bricks.drop import DropPath as MMCVDropPath
+from mmcv.cnn.bricks.drop import drop_path
+from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+torch.fx.wrap('drop_path')  # it looks at the number of dimensions
+
+
+class DropPath(MMCVDropPath):
+    """mmcv's stochastic depth, which torch.fx can trace here."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return drop_path(x, self.drop_prob, self.training)
+
+
+def drop_path_rates(
+    last: float, depths: Sequence[int]
+) -> Iterator[list[float]]:
+    """Rates that grow linearly over all blocks from 0 on, stage by stage.
+
+    Args:
+        last: Rate of the last block.
+        depths: Number of blocks of each stage.
+    """
+    # not on the meta device, where a model may be built
+    rates = torch.linspace(0, last, sum(depths), device='cpu')
+    return (stage.tolist() for stage in rates.split(list(depths)))
+
+
+@contextmanager
+def _kept_batch_stats(block: nn.Module) -> Iterator[None]:
+    """Keep a second forward pass from updating running statistics again."""
+    norms = [
+        m
+        for m in block.modules()
+        if isinstance(m, _BatchNorm) and m.training and m.track_running_stats
+    ]
+    kept = [(m.momentum, m.num_batches_tracked.clone()) for m in norms]
+    for m in norms:
+        m.momentum = 0.0
+    try:
+        yield
+    finally:
+        for m, (momentum, num_batches_tracked) in zip(norms, kept):
+            m.momentum = momentum
+            m.num_batches_tracked.copy_(num_batches_tracked)
+
+
+class Blocks(nn.Sequential):
+    """Blocks in a row.
+
+    Attributes:
+        with_cp: Recompute each in the backward pass, to save memory.
+    """
+
+    with_cp = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self:
+            x = self.run(block, x)
+        return x
+
+    def run(self, block: nn.Module, x: Tensor) -> Tensor:
+        """Run one of the blocks, as ``with_cp`` says."""
+        trains = torch.is_grad_enabled() and not torch.jit.is_tracing()
+        if not (self.with_cp and trains):
+            return block(x)
+        return checkpoint(
+            block,
+            x,
+            use_reentrant=False,
+            context_fn=lambda: (nullcontext(), _kept_batch_stats(block)),
+        )
+
+
+class Stage(nn.Module):
+    """Downsampling (the identity in a first stage), then blocks."""
+
+    def __init__(self, downsample: nn.Module, blocks: Blocks):
+        super().__init__()
+        self.downsample = downsample
+        self.blocks = blocks
+
+    def forward(self, x: Tensor, *args) -> Tensor:
+        """Compute a map; ``args`` are what the blocks want besides it."""
+        return self.blocks(self.downsample(x), *args)
+
+
+def _surely_equal(old: int, new: int) -> bool:
+    """Compare sizes without fixing one that may vary."""
+    if torch.jit.is_tracing():  # they are tensors
+        return False
+    if torch.__version__ < '2.8':  # its Dynamo could not trace the other
+        return old == new
+    return statically_known_true(old == new)
+
+
+@torch.fx.wrap
+def resize_pos_embed(pos_embed: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize a position embedding, (1, C, height, width), bicubically."""
+    if all(
+        _surely_equal(old, new) for old, new in zip(pos_embed.shape[2:], size)
+    ):
+        return pos_embed
+    # bicubic interpolation exists in float32 on every device
+    return F.interpolate(
+        pos_embed.float(), size, mode='bicubic', align_corners=False
+    ).to(pos_embed.dtype)
