@@ -1,11 +1,12 @@
-"""What every backbone has to bear: tools that take it apart.
+"""What every backbone does, and what tools that take it apart find.
 
-A new family adds its name and its smallest model to ``BACKBONES``.
+A new family adds its smallest model to ``BACKBONES``.
 """
 
 import copy
 import io
 import warnings
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -13,26 +14,57 @@ from conftest import TINY
 from mmengine.analysis import FlopAnalyzer
 from mmengine.registry import MODELS
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrizations, prune
+from torch.utils.checkpoint import set_checkpoint_early_stop
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from vcmamba_mm.analysis.complexity import count_macs
 
-# Of four stages, with values at which every branch is seen.
+
+class Family(NamedTuple):
+    """A backbone of four stages.
+
+    Attributes:
+        cfg: With values at which every branch is seen.
+        dims: Channels of each stage.
+        strides: Pixels from token to token, of each stage.
+        smallest: Height and width of the smallest picture.
+    """
+
+    cfg: dict
+    dims: tuple[int, ...]
+    strides: tuple[int, ...] = (4, 8, 16, 32)
+    smallest: int = 1
+
+
 BACKBONES = dict(
-    VCMamba=dict(arch=TINY, img_size=64, layer_scale_init_value=1.0),
+    VCMamba=Family(
+        dict(arch=TINY, img_size=64, layer_scale_init_value=1.0),
+        TINY['embed_dims'],
+        smallest=32,
+    ),
 )
 ALL = (0, 1, 2, 3)
 
 
 @pytest.fixture(params=BACKBONES)
-def build(request):
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def family(name):
+    return BACKBONES[name]
+
+
+@pytest.fixture
+def build(name, family):
     """Build a backbone in training mode."""
 
-    def build(**kwargs):
+    def build(registry=MODELS, **kwargs):
         torch.manual_seed(0)
-        name = request.param
-        return MODELS.build(dict(BACKBONES[name], type=name, **kwargs)).train()
+        return registry.build(dict(family.cfg, type=name, **kwargs)).train()
 
     return build
 
@@ -60,6 +92,149 @@ def train(model, steps=2):
         optimizer.zero_grad()
         sum(y.square().mean() for y in model(x)).backward()
         optimizer.step()
+
+
+@pytest.mark.parametrize('scope', ['mmengine', 'mmpretrain', 'mmseg'])
+def test_builds_from_every_scope(build, family, scope):
+    registry = pytest.importorskip(f'{scope}.registry').MODELS
+    (out,) = build(registry)(images(2, 64, 64))
+    rows = 64 // family.strides[-1]
+    assert out.shape == (2, family.dims[-1], rows, rows)
+
+
+def test_any_input_size(build, family):
+    """Every height and every width up to 257, H != W, batch 1."""
+    model = build(out_indices=ALL).eval()
+    sizes = range(family.smallest, 258)
+    # 97 has no common divisor with it: each size occurs once on each side.
+    for i, height in enumerate(sizes):
+        width = sizes[97 * i % len(sizes)]
+        with torch.no_grad():
+            outs = model(images(1, height, width))
+        for out, stride, dims in zip(outs, family.strides, family.dims):
+            map_size = (-(-height // stride), -(-width // stride))
+            assert out.shape == (1, dims, *map_size)
+            assert out.isfinite().all()
+
+
+def test_output_order_follows_out_indices(build, family):
+    outs = build(out_indices=(-1, 0)).eval()(images())
+    assert [out.shape[1] for out in outs] == [family.dims[-1], family.dims[0]]
+    assert isinstance(build(out_indices=2)(images()), tuple)
+
+
+@pytest.mark.parametrize(
+    'kwargs, message',
+    [
+        (dict(arch='x'), "unknown arch 'x'"),
+        (dict(out_indices=(0, 4)), 'out_indices must be from -4 to 3.*got 4'),
+        (dict(frozen_stages=4), 'frozen_stages must be from -1 to 3'),
+    ],
+)
+def test_wrong_arguments(build, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        build(**kwargs)
+
+
+@pytest.mark.parametrize('frozen', [-1, 0, 2, 3])
+def test_frozen_stages(build, frozen):
+    model = build(frozen_stages=frozen, drop_path_rate=0.1)
+    frozen_modules = [model.stem, *model.stages[: frozen + 1]] * (frozen >= 0)
+    for module in frozen_modules:
+        assert not any(m.training for m in module.modules())
+        assert not any(p.requires_grad for p in module.parameters())
+    for module in model.stages[frozen + 1 :]:
+        assert all(m.training for m in module.modules())
+        assert all(p.requires_grad for p in module.parameters())
+    if model.pos_embed is not None:
+        stage, _ = model.pos_embed_place
+        assert model.pos_embed.requires_grad == (frozen < stage)
+
+
+def test_norm_eval(build):
+    model = build(norm_eval=True)
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    assert not any(m.training for m in norms)
+    assert model.training and model.stages[0].training
+
+
+def test_every_parameter_gets_a_gradient(build):
+    model = build()
+    model(images())[0].square().mean().backward()
+    missing = [
+        name
+        for name, p in model.named_parameters()
+        if p.grad is None or not p.grad.isfinite().all() or not p.grad.any()
+    ]
+    # A bias before a batch norm cancels out, up to rounding.
+    assert not missing
+
+
+def test_drop_path_grows_linearly_over_all_blocks(build):
+    blocks = [
+        block
+        for stage in build(drop_path_rate=0.7).stages
+        for block in stage.blocks
+    ]
+    rates = [block.drop_path.drop_prob for block in blocks]
+    last = len(blocks) - 1
+    assert rates == pytest.approx([0.7 * i / last for i in range(last + 1)])
+
+
+def test_stages_after_the_last_output_do_not_run(build):
+    """DDP fails on parameters that get no gradient."""
+    model = build(out_indices=(0, 1))
+    for stage in model.stages[2:]:
+        stage.register_forward_hook(lambda *args: pytest.fail('it ran'))
+    sum(o.square().mean() for o in model(images())).backward()
+    for name, parameter in model.named_parameters():
+        early = name.startswith(('stem.', 'stages.0.', 'stages.1.'))
+        if name == 'pos_embed':
+            early = model.pos_embed_place[0] < 2
+        assert parameter.requires_grad == early, name
+        assert (parameter.grad is not None) == early, name
+
+
+def test_channels_last_changes_the_memory_only(build):
+    first = build(out_indices=ALL).eval()
+    last = build(out_indices=ALL, channels_last=True).eval()
+    formats = []
+    for module in last.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(
+                lambda module, args, y: formats.append(
+                    y.is_contiguous(memory_format=torch.channels_last)
+                )
+            )
+    # sizes without a dimension of 1, where both formats are the same
+    x = images(2, 64, 96)
+    for a, b in zip(first(x), last(x)):
+        torch.testing.assert_close(b, a)
+        assert b.is_contiguous(memory_format=torch.channels_last)
+    assert formats and all(formats)
+
+
+@pytest.mark.parametrize('early_stop', [True, False])
+def test_checkpointing_changes_nothing(build, early_stop):
+    """Neither outputs, nor gradients, nor running statistics."""
+    plain, saving = build(), build(with_cp=True)
+    calls = []
+    for model in (plain, saving):
+        first, *_ = model.stages[-1].blocks[-1].children()
+        first.register_forward_hook(
+            lambda *args, model=model: calls.append(model)
+        )
+    x = images(2, 64, 64)
+    with set_checkpoint_early_stop(early_stop):
+        for model in (plain, saving):
+            model.out = model(x)[0]
+            model.out.square().mean().backward()
+    assert calls == [plain, saving, saving]
+    torch.testing.assert_close(saving.out, plain.out, rtol=0, atol=0)
+    for a, b in zip(saving.parameters(), plain.parameters()):
+        torch.testing.assert_close(a.grad, b.grad)
+    for a, b in zip(saving.buffers(), plain.buffers()):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
 def test_hooks_fire_on_every_module(build):

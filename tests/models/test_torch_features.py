@@ -7,7 +7,6 @@ from conftest import GOLDEN, TINY, needs_torch
 from torch import nn
 from torch.export import Dim
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import set_checkpoint_early_stop
 
 from vcmamba_mm import VCMamba
 from vcmamba_mm.ops import available_backends
@@ -235,29 +234,6 @@ def test_functional_gradients_of_the_reference():
     )({name: p.detach() for name, p in model.named_parameters()})
     for result, gradient in zip(results.values(), expected):
         torch.testing.assert_close(result, gradient)
-
-
-@pytest.mark.parametrize('early_stop', [True, False])
-def test_checkpointing_changes_nothing(early_stop):
-    """Neither outputs, nor gradients, nor running statistics."""
-    plain, saving = tiny(), tiny(with_cp=True)
-    saving.load_state_dict(plain.state_dict())
-    calls = []
-    for model in (plain, saving):
-        model.stages[-1].blocks[-1].mixer.norm.register_forward_hook(
-            lambda *args, model=model: calls.append(model)
-        )
-    x = torch.randn(2, 3, 64, 64)
-    with set_checkpoint_early_stop(early_stop):
-        for model in (plain, saving):
-            model.out = model(x)[0]
-            model.out.square().mean().backward()
-    assert calls == [plain, saving, saving]
-    torch.testing.assert_close(saving.out, plain.out, rtol=0, atol=0)
-    for a, b in zip(saving.parameters(), plain.parameters()):
-        torch.testing.assert_close(a.grad, b.grad)
-    for a, b in zip(saving.buffers(), plain.buffers()):
-        torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

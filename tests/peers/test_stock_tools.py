@@ -214,7 +214,7 @@ TOOLS = [
         'mmpretrain',
         'visualization/vis_cam.py',
         '{picture} {config} {checkpoint} --save-path x.png '
-        '--target-layers backbone.stages.3.blocks.1',
+        '--target-layers backbone.stages.3 backbone.stages.2.blocks.0',
         'x.png',
     ),
     (

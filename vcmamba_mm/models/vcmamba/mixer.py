@@ -17,6 +17,11 @@ torch.fx.wrap('multi_directional_scan')  # it looks at sizes
 PROJECTIONS = ('conv_norm', 'conv', 'linear')
 
 
+@torch.fx.wrap  # it looks at a dtype
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class MultiDirectionalMamba(nn.Module):
     """Selective scan of a feature map along four paths.
 
@@ -156,9 +161,7 @@ class MultiDirectionalMamba(nn.Module):
         # W delta + s b, without a look into the layer; exact for s = 2
         s = self.dt_bias_scale
         delta = F.softplus(s * self.dt_proj(delta / s))
-        A = -torch.exp(
-            self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32))
-        )
+        A = -torch.exp(_at_least_float32(self.A_log))
         return x, delta, A, B, C, self.D, self.direction_B
 
     def forward(self, x: Tensor) -> Tensor:
