@@ -1,3 +1,5 @@
+import gc
+import itertools
 import json
 import os
 import runpy
@@ -8,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from PIL import Image
 
@@ -45,8 +48,8 @@ def _one_thread_and_seed():
     torch.manual_seed(0)
 
 
-@pytest.fixture(scope='module')
-def quick_configs():
+@pytest.fixture(scope='session', autouse=True)
+def _quick_configs():
     """Not to lay out the config anew for every runner and checkpoint."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
@@ -102,6 +105,16 @@ def smallest_classifier_cfg() -> dict:
         neck=dict(type='NormGlobalAveragePooling', in_channels=8),
         head=dict(type='VCMambaClsHead', num_classes=3, in_channels=8),
     )
+
+
+def smallest_segmenter_cfg(**head) -> dict:
+    """Config of a segmenter with one block in each of four stages."""
+    cfg = Config.fromfile(CONFIGS / 'tiny_segmenter.py').model
+    dims = [8, 8, 8, 8]
+    cfg.backbone.arch.update(embed_dims=dims, depths=(1, 1, 1, 1), num_mdm=1)
+    cfg.neck.in_channels = dims
+    cfg.decode_head.update(head)
+    return cfg
 
 
 def randomize_norms(model: torch.nn.Module) -> torch.nn.Module:
@@ -173,14 +186,32 @@ def run():
     return run
 
 
+names = itertools.count()
+
+
+def run_tool(script: str, *args) -> None:
+    """Run one of tools/ in this process, under a name of its own.
+
+    MMEngine names a run, and its loggers, by the second that it begins in.
+    """
+    args = [str(a) for a in args]
+    if script in ('train.py', 'test.py'):
+        if '--cfg-options' not in args:
+            args.append('--cfg-options')
+        place = args.index('--cfg-options') + 1
+        args.insert(place, f'experiment_name=tool_{next(names)}')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, 'argv', [script, *args])
+        runpy.run_path(str(ROOT / 'tools' / script), run_name='__main__')
+
+
 @pytest.fixture
-def run_here(monkeypatch, capfd):
+def run_here(capfd):
     """Run a tool in this process; return what it printed, or its error."""
 
     def run_here(script, *args):
-        monkeypatch.setattr(sys, 'argv', [script, *map(str, args)])
         try:
-            runpy.run_path(str(ROOT / 'tools' / script), run_name='__main__')
+            run_tool(script, *args)
         except SystemExit as stop:
             assert stop.code == 2
             return capfd.readouterr().err.strip().splitlines()[-1]
@@ -219,6 +250,29 @@ def pictures(tmp_path_factory):
                 lines.append(f'{name} {label}')
         (root / 'meta' / f'{split}.txt').write_text('\n'.join(lines))
     return root
+
+
+@pytest.fixture(scope='session')
+def scenes(tmp_path_factory):
+    """Noise with label maps in ADE20K's layout, two pictures."""
+    root = tmp_path_factory.mktemp('ade')
+    rng = np.random.default_rng(0)
+    for split in ('training', 'validation'):
+        for folder in ('images', 'annotations'):
+            (root / folder / split).mkdir(parents=True)
+        for i in range(2):
+            Image.fromarray(
+                rng.integers(0, 256, (96, 150, 3), dtype=np.uint8)
+            ).save(root / f'images/{split}/{i}.jpg')
+            Image.fromarray(
+                rng.integers(0, 4, (96, 150), dtype=np.uint8)
+            ).save(root / f'annotations/{split}/{i}.png')
+    return root
+
+
+def pytest_collection_finish():
+    # Every data set that is built collects garbage: not among the packages.
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items):

@@ -17,8 +17,6 @@ from vcmamba_mm.training.runner import build_runner
 mmpretrain = pytest.importorskip('mmpretrain')
 import vcmamba_mm.classification  # noqa: E402, F401
 
-pytestmark = pytest.mark.usefixtures('quick_configs')
-
 RELEASE = GOLDEN / 'tiny_release.pth'
 AVERAGE = dict(momentum=0.2, update_buffers=True)
 

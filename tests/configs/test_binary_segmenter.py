@@ -103,7 +103,7 @@ def test_training_and_testing(run_here, root, tmp_path, capfd):
     config.write_text(CONFIG.format(root=str(root)))
     work_dir = tmp_path / 'work'
     options = ['--work-dir', work_dir, '--cfg-options']
-    printed = run_here('train.py', config, *options, 'experiment_name=bin1')
+    printed = run_here('train.py', config, *options)
     assert 'mIoU' in printed
     checkpoint = work_dir / 'iter_3.pth'
     # What tells the pixels of the first picture apart.
@@ -113,7 +113,7 @@ def test_training_and_testing(run_here, root, tmp_path, capfd):
     for i, extra in enumerate(([], ['--tta'])):
         out = tmp_path / f'out{i}'
         arguments = [config, checkpoint, *extra, '--out', out]
-        run_here('test.py', *arguments, *options, f'experiment_name=bin{i}t')
+        run_here('test.py', *arguments, *options)
         for name in ('0', '1'):
             picture = root / f'images/val/{name}.jpg'
             expected = probabilities(config, checkpoint, picture)

@@ -80,8 +80,6 @@ def test_from_training_to_the_tools(channels, pictures, run_here, tmp_path):
         tmp_path,
         '--show-dir',
         tmp_path / 'painted',
-        '--cfg-options',
-        f'experiment_name=test_{channels}',
     )
     assert 'accuracy/top1' in output
     names = ['a/x.png', 'b/x.png', 'c/x.png']

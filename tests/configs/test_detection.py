@@ -254,7 +254,6 @@ def test_resumed_after_an_epoch_ends_the_same(
             '--no-validate',
             '--cfg-options',
             f'train_cfg.max_epochs={epochs}',
-            f'experiment_name=detector_{epochs}',
             *options(coco, 'train'),
         )
     begin, end, expected = (

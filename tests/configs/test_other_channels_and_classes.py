@@ -8,8 +8,6 @@ from mmengine.registry import MODELS, init_default_scope
 from vcmamba_mm import NormGlobalAveragePooling, VCMamba
 from vcmamba_mm.checkpoints import CheckpointError, check_fit
 
-pytestmark = pytest.mark.usefixtures('quick_configs')
-
 RELEASE = GOLDEN / 'tiny_release.pth'
 CLASSIFIER = CONFIGS / 'tiny_classifier.py'
 SEGMENTER = CONFIGS / 'tiny_segmenter.py'

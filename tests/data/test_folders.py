@@ -239,7 +239,6 @@ def test_only_other_endings(run_here, tmp_path):
         tmp_path / 'work',
         '--cfg-options',
         'model.backbone.init_cfg=None',
-        'experiment_name=only_other_endings',
         f'train_dataloader.dataset.data_root={tmp_path}',
         f'val_dataloader.dataset.data_root={tmp_path}',
     )

@@ -593,7 +593,6 @@ def test_a_test_on_other_classes(
         '--work-dir',
         tmp_path / 'work',
         '--cfg-options',
-        f'experiment_name=other_classes_{value}',
         f'test_dataloader.dataset.data_root={tmp_path}',
         f'test_dataloader.num_workers={workers}',
         'test_dataloader.dataset.pipeline.1.scale=(96,64)',

@@ -4,6 +4,7 @@ usage: torchrun ... switches_run.py JOBS OUT, where JOBS is a JSON file with
 the arguments of each run by name. OUT gets NAME.json from the first process.
 """
 
+import gc
 import json
 import os
 import runpy
@@ -18,6 +19,7 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from yapf.yapflib import yapf_api
 
 from vcmamba_mm.models import VCMamba
 from vcmamba_mm.models.vcmamba.blocks import FFNBlock
@@ -86,6 +88,9 @@ def run(args: list[str]) -> dict:
 
 
 def main() -> None:
+    # As tests/conftest.py: what takes the time of every short run.
+    yapf_api.FormatCode = lambda text, **_: (text, True)
+    gc.freeze()
     jobs = json.loads(Path(sys.argv[1]).read_text())
     out = Path(sys.argv[2])
     for name, args in jobs.items():

@@ -61,7 +61,6 @@ def train(run_here, tmp_path, request):
                 f'{loop}_dataloader.dataset.data_root={root}'
                 for loop in ('train', 'val')
             ),
-            f'experiment_name={tmp_path.name}',
             *options,
         )
         return printed

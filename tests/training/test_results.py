@@ -145,7 +145,6 @@ def test_segmenter(places, segmenter_file, run_here, tmp_path):
         'test_dataloader.dataset.pipeline.0.color_type='
         'color_ignore_orientation',
         'test_dataloader.dataset.pipeline.1.scale=(96,64)',
-        'experiment_name=masks',
     )
     assert 'aAcc: 100.0' in output
     assert written(tmp_path / 'masks') == PNGS
@@ -183,7 +182,6 @@ def test_classifier(pictures, run_here, tmp_path):
         '--cfg-options',
         f'test_dataloader.dataset.data_root={root}',
         'visualizer=None',  # MMEngine's own, which paints no classes
-        'experiment_name=classes',
     )
     assert 'accuracy/top1' in output
     expected = [f'{k}/{i}' for k in range(10) for i in (0, 1)]

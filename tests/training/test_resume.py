@@ -35,8 +35,6 @@ from vcmamba_mm.training.hooks import IterSeedHook, NonFiniteError
 from vcmamba_mm.training.loops import ResumableEpochLoop, ResumeError
 from vcmamba_mm.training.runner import SafeRunner, build_runner
 
-pytestmark = pytest.mark.usefixtures('quick_configs')
-
 SAMPLES, BATCH, EPOCHS = 10, 4, 3
 LENGTH = -(-SAMPLES // BATCH)  # iterations of an epoch
 

@@ -91,7 +91,6 @@ def train(run_here, monkeypatch, tmp_path):
                 '--work-dir',
                 work_dir,
                 *args,
-                f'experiment_name={log.name}',
             )
             assert not output.startswith('error: '), output
         gc.collect()
