@@ -70,7 +70,9 @@ test-frozen: $(FROZEN_VENV)/installed
 		--ignore tests/configs/test_finetuning.py \
 		tests/analysis tests/checkpoints tests/classification tests/configs \
 		tests/data tests/models tests/ops tests/test_doctor.py \
-		tests/test_inference.py tests/tools/test_tools.py \
+		tests/test_inference.py tests/tools/test_convert_checkpoint.py \
+		tests/tools/test_get_flops.py tests/tools/test_launchers.py \
+		tests/tools/test_train_and_test.py tests/tools/test_wrong_input.py \
 		tests/training/test_errors.py tests/training/test_results.py
 
 # Follows every command of README and docs: at most 10 minutes.

@@ -1,0 +1,125 @@
+"""The scripts that start tools/ in several processes."""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import CONFIGS
+from tiny_options import data_options
+
+pytest.importorskip('mmpretrain')
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    """Programs that do for one machine what slurm's do for two."""
+    folder = tmp_path / 'slurm'
+    folder.mkdir()
+    (folder / 'srun').write_text(
+        """#!/usr/bin/env bash
+        while [[ $1 == --* ]]; do
+            echo "srun option $1"
+            shift
+        done
+        export SLURM_JOB_ID=$$ SLURM_STEP_NODELIST='node[1-2]'
+        SLURM_NODEID=1 "$@" &
+        SLURM_NODEID=0 "$@"
+        wait -n
+        """
+    )
+    (folder / 'scontrol').write_text(
+        """#!/usr/bin/env bash
+        [[ $* == 'show hostnames node[1-2]' ]] && echo 127.0.0.1 && echo node2
+        """
+    )
+    for program in folder.iterdir():
+        program.chmod(0o755)
+    python = Path(sys.executable).parent
+    return dict(
+        PATH=f'{folder}:{python}:{os.environ["PATH"]}',
+        GPUS='2',
+        GPUS_PER_NODE='1',
+        CPUS_PER_TASK='3',
+        SRUN_ARGS='--qos=high --time=1:00',
+    )
+
+
+def test_slurm(run, slurm, pictures, tmp_path):
+    config = CONFIGS / 'tiny_plain.py'
+    work_dir = tmp_path / 'a b'
+    log = run(
+        'tools/slurm_train.sh',
+        'partition',
+        'job',
+        config,
+        '--work-dir',
+        work_dir,
+        '--no-validate',
+        '--cfg-options',
+        *data_options(pictures, 'train'),
+        **slurm,
+    ).stdout
+    options = re.findall('srun option (.*)', log)
+    assert options == [
+        '--partition=partition',
+        '--job-name=job',
+        '--gres=gpu:1',
+        '--nodes=2',
+        '--ntasks-per-node=1',
+        '--cpus-per-task=3',
+        '--kill-on-bad-exit=1',
+        '--qos=high',
+        '--time=1:00',
+    ]
+    assert 'Epoch(train) [1][5/5]' in log  # 10 for one process
+
+
+def test_slurm_tests_as_it_trains(run, slurm, tmp_path):
+    """What each machine would start, but for the tool and its arguments."""
+    python = tmp_path / 'slurm/python'
+    python.write_text('#!/usr/bin/env bash\nprintf "<%s>" "$@"; echo\n')
+    python.chmod(0o755)
+    job, slurm['PORT'] = ['partition', 'job', 'a b.py'], '29615'
+    trained, tested = (
+        sorted(
+            run(
+                f'tools/slurm_{tool}.sh', *job, *args, **slurm
+            ).stdout.splitlines()
+        )
+        for tool, args in (('train', ()), ('test', ('a.pth', '--tta')))
+    )
+    assert (
+        sum('<--nnodes=2>' in line and '<a b.py>' in line for line in trained)
+        == 2
+    )
+    assert tested == [
+        line.replace('/train.py><a b.py>', '/test.py><a b.py><a.pth><--tta>')
+        for line in trained
+    ]
+
+
+def test_slurm_wants_whole_machines(run):
+    process = run(
+        'tools/slurm_train.sh',
+        *('partition', 'job', 'config.py'),
+        check=False,
+        GPUS='12',
+    )
+    assert process.returncode == 2
+    assert 'GPUS (12) must be a multiple of' in process.stderr
+
+
+@pytest.mark.parametrize(
+    'script', ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh']
+)
+def test_launchers_explain_themselves(run, script):
+    process = run(f'tools/{script}', 'config.py', check=False)
+    assert process.returncode == 2
+    assert process.stderr.startswith(f'error: usage: tools/{script} ')
+    assert f'usage: tools/{script} ' in run(f'tools/{script}', '--help').stdout
+    if script == 'dist_train.sh':
+        process = run(f'tools/{script}', 'config.py', 'two', check=False)
+        assert process.returncode == 2
+        assert "positive number, got 'two'" in process.stderr
