@@ -14,6 +14,7 @@ def test_quick_run(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(ROOT / 'benchmarks'))
     import input_pipeline
 
+    monkeypatch.setattr(input_pipeline, 'BATCH_SIZE', 2)
     input_pipeline.main(
         ['--quick', '--workers', '1', '2', '--out', str(tmp_path)]
     )

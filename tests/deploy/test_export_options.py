@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import (
-    CONFIGS,
     ROOT,
     needs_export,
     randomize_norms,
     smallest_classifier_cfg,
+    smallest_segmenter_cfg,
 )
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
@@ -55,14 +55,9 @@ def classifier():
 
 @pytest.fixture(scope='module')
 def binary_segmenter():
-    cfg = Config.fromfile(CONFIGS / 'tiny_segmenter.py').model
-    cfg.backbone.arch.update(
-        embed_dims=(8, 8, 8, 8), depths=(1, 1, 1, 1), num_mdm=1
-    )
-    cfg.neck.in_channels = [8, 8, 8, 8]
-    cfg.decode_head.update(num_classes=2, out_channels=1)
     init_default_scope('mmseg')
     torch.manual_seed(0)
+    cfg = smallest_segmenter_cfg(num_classes=2, out_channels=1)
     model = randomize_norms(MODELS.build(cfg)).eval()
     torch.nn.init.normal_(model.decode_head.conv_seg.weight)
     return model
