@@ -24,6 +24,8 @@ os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / 'tests/fixtures/configs'
 GOLDEN = ROOT / 'tests/fixtures/golden/vcmamba'
+# What processes find before the packages; as pythonpath in pyproject.toml.
+QUICK = ROOT / 'tests/fixtures/quick'
 SHARED = ROOT.parent / 'shared' / 'data'
 
 # The architecture of golden/tiny_release.pth, trained at 160 x 160.
@@ -46,16 +48,6 @@ def _one_thread_and_seed():
     # Several test processes share the cores.
     torch.set_num_threads(1)
     torch.manual_seed(0)
-
-
-@pytest.fixture(scope='session', autouse=True)
-def _quick_configs():
-    """Not to lay out the config anew for every runner and checkpoint."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            'yapf.yapflib.yapf_api.FormatCode', lambda text, **_: (text, True)
-        )
-        yield
 
 
 @pytest.fixture(scope='session')
@@ -169,7 +161,7 @@ def run():
             timeout=600,
             env={
                 **os.environ,
-                'PYTHONPATH': str(ROOT),
+                'PYTHONPATH': f'{ROOT}:{QUICK}',
                 'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}',
                 'CUDA_VISIBLE_DEVICES': '',
                 'OMP_NUM_THREADS': '1',

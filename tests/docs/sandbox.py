@@ -16,7 +16,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from conftest import ROOT
+from conftest import QUICK, ROOT
 from PIL import Image
 
 COPIED = (
@@ -191,7 +191,7 @@ def environment(root: Path) -> dict[str, str]:
     paths = root / 'bin', Path(sys.executable).parent, os.environ['PATH']
     return {
         **os.environ,
-        'PYTHONPATH': str(root),
+        'PYTHONPATH': f'{root}:{QUICK}',
         'PATH': ':'.join(map(str, paths)),
         'CUDA_VISIBLE_DEVICES': '',
         'TRITON_INTERPRET': '0',  # conftest.py sets it

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from conftest import ROOT
+from conftest import QUICK, ROOT
 from PIL import Image
 
 HERE = Path(__file__).parent
@@ -110,7 +110,7 @@ class Training:
                 start_new_session=True,
                 env={
                     **os.environ,
-                    'PYTHONPATH': f'{ROOT}:{HERE}',
+                    'PYTHONPATH': f'{ROOT}:{HERE}:{QUICK}',
                     'PATH': f'{python}:{os.environ["PATH"]}',
                     'CUDA_VISIBLE_DEVICES': '',
                     'OMP_NUM_THREADS': '1',

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CONFIGS, ROOT
+from conftest import CONFIGS, QUICK, ROOT
 
 from vcmamba_mm.checkpoints import read_checkpoint
 
@@ -46,7 +46,7 @@ def train(log, *command, **env):
             stderr=subprocess.STDOUT,
             env={
                 **os.environ,
-                'PYTHONPATH': str(ROOT),
+                'PYTHONPATH': f'{ROOT}:{QUICK}',
                 'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}',
                 'CUDA_VISIBLE_DEVICES': '',
                 'OMP_NUM_THREADS': '1',
