@@ -1,4 +1,4 @@
-"""Masks: their values, sizes and orientations, in every loop."""
+"""Masks: their values, in every loop."""
 
 import io
 import struct
@@ -8,110 +8,31 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, ROOT
+from conftest import ROOT
+from mask_files import (
+    LOOPS,
+    SEGMENTER,
+    check,
+    encode,
+    photo,
+    reader,
+    tiff,
+)
 from mmengine.config import Config
 from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
-from PIL import Image, ImageOps
+from PIL import Image
 
 from vcmamba_mm import CheckMasksHook
 from vcmamba_mm.data import masks
-from vcmamba_mm.data.archives import write_tar
 from vcmamba_mm.data.masks import MaskError
-from vcmamba_mm.data.reading import AnnotationError
 from vcmamba_mm.training import check_masks
 
 pytest.importorskip('mmseg')
 
-SEGMENTER = CONFIGS / 'tiny_segmenter.py'
-LOOPS = ('train', 'val', 'test')
-ORIENTATION = 0x0112
-
-
-def tiff(labels):
-    """Write a TIFF (revision 6.0) of one channel in one strip."""
-    labels = np.asarray(labels)
-    height, width = labels.shape
-    kinds = dict(u=1, i=2, f=3)
-    fields = {
-        256: width,
-        257: height,
-        258: 8 * labels.itemsize,
-        259: 1,  # not compressed
-        262: 1,  # 0 is black
-        273: 8,
-        277: 1,
-        278: height,
-        279: labels.nbytes,
-        339: kinds[labels.dtype.kind],
-    }
-    pixels = labels.astype(labels.dtype.newbyteorder('<')).tobytes()
-    pixels += bytes(len(pixels) % 2)
-    entries = b''.join(
-        struct.pack('<HHII', tag, 4, 1, value) for tag, value in fields.items()
-    )
-    return (
-        struct.pack('<2sHI', b'II', 42, 8 + len(pixels))
-        + pixels
-        + struct.pack('<H', len(fields))
-        + entries
-        + bytes(4)
-    )
-
-
-def encode(labels, format='PNG', mode=None, **kwargs):
-    picture = Image.fromarray(np.asarray(labels))
-    content = io.BytesIO()
-    (picture.convert(mode) if mode else picture).save(
-        content, format, **kwargs
-    )
-    return content.getvalue()
-
 
 @pytest.fixture
 def read(tmp_path):
-    """Send a mask, and its picture, through the transforms of a config."""
-    init_default_scope('mmseg')
-
-    def read(
-        mask,
-        picture=None,
-        reduce_zero_label=False,
-        label_map=None,
-        color_type='color',
-        **kwargs,
-    ):
-        (tmp_path / 'mask.png').write_bytes(mask)
-        results = dict(
-            seg_map_path=str(tmp_path / 'mask.png'),
-            reduce_zero_label=reduce_zero_label,
-            label_map=label_map,
-            seg_fields=[],
-            img=np.zeros((2, 2, 3), np.uint8),
-        )
-        steps = [dict(type='LoadMaskStrict', **kwargs)]
-        if picture is not None:
-            (tmp_path / 'picture').write_bytes(picture)
-            results['img_path'] = str(tmp_path / 'picture')
-            loading = dict(type='LoadImageStrict', color_type=color_type)
-            steps.insert(0, loading)
-        for step in [*steps, dict(type='PackSegInputs')]:
-            results = TRANSFORMS.build(step)(results)
-        return results['data_samples']
-
-    return read
-
-
-def check(sample, loop='train', num_classes=2, ignore_index=255, metric=255):
-    head = SimpleNamespace(num_classes=num_classes, ignore_index=ignore_index)
-    runner = SimpleNamespace(model=SimpleNamespace(decode_head=head))
-    metrics = [SimpleNamespace(ignore_index=metric), SimpleNamespace()]
-    evaluator = SimpleNamespace(metrics=metrics)
-    for other in LOOPS:
-        setattr(runner, f'{other}_loop', SimpleNamespace(evaluator=evaluator))
-    hook = CheckMasksHook()
-    batch = dict(data_samples=[sample])
-    getattr(hook, f'before_{loop}_iter')(runner, 0, batch)
-    return sample.gt_sem_seg.data[0].tolist()
+    return reader(tmp_path)
 
 
 # --------------------------------------------------------------------- values
@@ -379,185 +300,6 @@ def test_masks_without_a_class_are_told_of(
         )
     assert len(lines) == told
     assert all('nothing but 0 and 255' in line for line, *_ in lines)
-
-
-# ------------------------------------------------------- sizes, orientations
-
-
-def photo(height, width, orientation=1, format='JPEG'):
-    """A picture whose pixels differ by quarter, and a mask of the quarters."""
-    labels = np.zeros((height, width), np.uint8)
-    labels[: height // 2, width // 2 :] = 1
-    labels[height // 2 :, : width // 2] = 2
-    labels[height // 2 :, width // 2 :] = 3
-    exif = Image.Exif()
-    exif[ORIENTATION] = orientation
-    content = io.BytesIO()
-    Image.fromarray(60 * labels).convert('RGB').save(
-        content, format, exif=exif
-    )
-    return content.getvalue(), labels
-
-
-def turned(labels, orientation):
-    """As Pillow turns it."""
-    picture = Image.fromarray(labels)
-    picture.getexif()[ORIENTATION] = orientation
-    return np.asarray(ImageOps.exif_transpose(picture))
-
-
-ONE_WAY = (2, 3, 4)
-
-
-@pytest.mark.parametrize('format', ['JPEG', 'PNG', 'WEBP', 'TIFF'])
-@pytest.mark.parametrize('orientation', range(1, 9))
-@pytest.mark.parametrize('color_type', ['color', 'color_ignore_orientation'])
-def test_pixels_of_picture_and_mask_agree(
-    read, tmp_path, format, orientation, color_type
-):
-    """Or nothing is read: whichever way the mask was drawn."""
-    picture, stored = photo(32, 48, orientation, format)
-    shown = turned(stored, orientation)
-    ignored = color_type != 'color'
-    results = TRANSFORMS.build(
-        dict(type='LoadImageStrict', color_type=color_type)
-    )(dict(img_path=write(tmp_path, picture)))
-    image = np.rint(results['img'][..., 0] / 60)
-    expected = stored if ignored else shown
-    assert (image == expected).mean() > 0.95  # but for JPEG's edges
-    for mask, as_shown in ((stored, False), (shown, True)):
-        options = dict(color_type=color_type, as_shown=as_shown)
-        if mask.shape != expected.shape:
-            with pytest.raises(MaskError, match='mask .* is .* pixels, pict'):
-                read(encode(mask), picture, **options)
-            continue
-        if orientation in ONE_WAY and not ignored and not as_shown:
-            with pytest.raises(MaskError, match='set as_shown=True in Load'):
-                read(encode(mask), picture, **options)
-            continue
-        if np.array_equal(mask, expected):
-            labels = check(read(encode(mask), picture, **options), 'val', 4)
-            assert labels == expected.tolist()
-
-
-def write(folder, content):
-    (folder / 'picture').write_bytes(content)
-    return str(folder / 'picture')
-
-
-def test_an_orientation_that_explains_the_sizes(read):
-    picture, stored = photo(32, 48, 6)
-    with pytest.raises(MaskError) as caught:
-        read(encode(stored), picture, as_shown=True)
-    message = str(caught.value)
-    for words in (
-        'mask.png is 48 x 32 pixels, picture ',
-        '/picture 32 x 48, turned by its Exif orientation 6',
-        "color_type='color_ignore_orientation'",
-    ):
-        assert words in message
-    assert '\n' not in message
-
-
-def test_a_square_does_not_tell_its_orientation(read):
-    picture, stored = photo(32, 32, 6)
-    with pytest.raises(MaskError, match='Exif orientation 6, and the size'):
-        read(encode(stored), picture)
-    labels = check(read(encode(stored), picture, as_shown=True), num_classes=4)
-    assert labels == stored.tolist()
-
-
-def test_a_mask_with_an_orientation(read):
-    _, stored = photo(32, 48)
-    exif = Image.Exif()
-    exif[ORIENTATION] = 3
-    with pytest.raises(MaskError, match=r'to be turned \(Exif orientation 3'):
-        read(encode(stored, exif=exif))
-
-
-@pytest.mark.parametrize(
-    'size', [(30, 48), (32, 46), (32, 40), (48, 32), (16, 16)]
-)
-def test_masks_of_something_else(read, size):
-    picture, _ = photo(32, 48)
-    message = (
-        rf'mask.png is {size[1]} x {size[0]} pixels, picture .* 48 x 32: '
-        'they must show the same'
-    )
-    with pytest.raises(MaskError, match=message):
-        read(encode(np.zeros(size, np.uint8)), picture)
-
-
-@pytest.mark.parametrize('factor', [2, 4])
-def test_smaller_and_larger_masks_are_scaled(read, factor):
-    """As Pillow scales to the nearest, for whole factors."""
-    picture, _ = photo(32, 48)
-    rng = np.random.default_rng(0)
-    small = rng.integers(0, 4, (32 // factor, 48 // factor), dtype=np.uint8)
-    expected = small.repeat(factor, 0).repeat(factor, 1)
-    for loop in LOOPS:
-        assert check(read(encode(small), picture), loop, 4) == (
-            expected.tolist()
-        )
-    large = expected.repeat(factor, 0).repeat(factor, 1)
-    assert check(read(encode(large), picture), num_classes=4) == (
-        expected.tolist()
-    )
-
-
-def test_scaled_up_to_a_pixel(read):
-    picture, _ = photo(101, 77)
-    for size in ((50, 38), (51, 39), (51, 38), (303, 231)):
-        sample = read(encode(np.ones(size, np.uint8)), picture)
-        assert sample.gt_sem_seg.data.shape == (1, 101, 77)
-
-
-@pytest.mark.parametrize('where', ['folder', 'prefix', 'backend_args'])
-def test_the_run_stops_wherever_the_files_are(tmp_path, where):
-    """Nothing takes the place of a mask that does not fit."""
-    init_default_scope('mmseg')
-    picture, stored = photo(32, 48, 3)
-    write_tar(
-        iter([('a.jpg', picture), ('a.png', encode(stored))]), tmp_path / 'tar'
-    )
-    root, options = f'{tmp_path}/tar', {}
-    if where == 'folder':
-        root = str(tmp_path)
-        (tmp_path / 'a.jpg').write_bytes(picture)
-        (tmp_path / 'a.png').write_bytes(encode(stored))
-    elif where == 'prefix':
-        root = f'tar://{root}'
-    else:
-        options = dict(backend_args=dict(backend='tar'))
-
-    def results(as_shown):
-        steps = [
-            dict(type='LoadImageStrict', **options),
-            dict(type='LoadMaskStrict', as_shown=as_shown, **options),
-        ]
-        return TRANSFORMS.build(
-            dict(type='ReplaceUnreadable', transform=steps)
-        )(dict(img_path=f'{root}/a.jpg', seg_map_path=f'{root}/a.png'))
-
-    assert np.array_equal(results(True)['gt_seg_map'], stored)
-    with pytest.raises(MaskError, match='a.jpg is turned by its Exif orient'):
-        results(False)
-
-
-@pytest.mark.parametrize('size', [(32, 48), (48, 32), (48, 48), (1, 1)])
-def test_boxes_on_the_stored_pixels(tmp_path, size):
-    """COCO's files have the height and width that boxes are drawn on."""
-    picture, stored = photo(32, 48, 6)
-    results = dict(img_path=write(tmp_path, picture))
-    results['height'], results['width'] = size
-    loading = TRANSFORMS.build(dict(type='LoadImageStrict'))
-    if size != stored.shape:
-        assert loading(results)['img'].shape == (48, 32, 3)
-        return
-    with pytest.raises(AnnotationError, match="set color_type='color_ignore"):
-        loading(results)
-    loading.color_type = 'color_ignore_orientation'
-    assert loading(results)['img'].shape == (32, 48, 3)
 
 
 # ------------------------------------------------------------- by the tools

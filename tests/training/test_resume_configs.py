@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 from PIL import Image
-from test_resume import Killed, differences  # and its DieHook
+from toy_runs import Killed, differences  # and its DieHook
 
 from vcmamba_mm.checkpoints import read_checkpoint
 from vcmamba_mm.data.sampling import SeededFetch
