@@ -10,16 +10,21 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, randomize_norms
 from mmengine.analysis import FlopAnalyzer
 from mmengine.registry import MODELS
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    apply_activation_checkpointing,
+)
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import set_checkpoint_early_stop
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from vcmamba_mm.analysis.complexity import count_macs
+from vcmamba_mm.deploy import fuse
+from vcmamba_mm.models.layers import Stage
 
 
 class Family(NamedTuple):
@@ -170,15 +175,39 @@ def test_every_parameter_gets_a_gradient(build):
     assert not missing
 
 
-def test_drop_path_grows_linearly_over_all_blocks(build):
-    blocks = [
-        block
-        for stage in build(drop_path_rate=0.7).stages
-        for block in stage.blocks
-    ]
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_drop_path_grows_linearly_over_all_blocks(build, dtype):
+    torch.set_default_dtype(dtype)
+    try:
+        model = build(drop_path_rate=0.7)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    blocks = [block for stage in model.stages for block in stage.blocks]
     rates = [block.drop_path.drop_prob for block in blocks]
     last = len(blocks) - 1
     assert rates == pytest.approx([0.7 * i / last for i in range(last + 1)])
+
+
+def test_layers_for_layer_wise_decay(build):
+    """From the stem, 0, to what comes after the blocks, the last one."""
+    model = build()
+    stem, blocks = [model.stem], [b for s in model.stages for b in s.blocks]
+    layers = {
+        id(parameter): i
+        for i, module in enumerate(stem + blocks)
+        for parameter in module.parameters()
+    }
+    last = 1 + len(blocks)
+    assert model.get_layer_depth('norm3.weight') == (last, 1 + last)
+    for wrapped in ((), Stage, tuple(map(type, blocks))):
+        apply_activation_checkpointing(
+            model, check_fn=lambda m, kinds=wrapped: isinstance(m, kinds)
+        )
+        found = {
+            id(parameter): model.get_layer_depth(name)[0]
+            for name, parameter in model.named_parameters()
+        }
+        assert layers.items() <= found.items()
 
 
 def test_stages_after_the_last_output_do_not_run(build):
@@ -392,6 +421,32 @@ def test_symbolic_tracing(build, training):
         expected = model(x)[0]
         torch.manual_seed(1)
         torch.testing.assert_close(traced(x)[0], expected)
+
+
+def test_symbolic_tracing_of_each_stage(build):
+    model = build(out_indices=ALL).eval()
+    calls = []
+    for stage in model.stages:
+        stage.register_forward_hook(lambda *call: calls.append(call))
+    model(images())
+    for stage, args, expected in calls:
+        traced = torch.fx.symbolic_trace(stage)
+        torch.testing.assert_close(traced(*args), expected)
+
+
+@torch.no_grad()
+def test_traces_of_a_fused_model(build):
+    model = randomize_norms(build(out_indices=ALL)).eval()
+    fused = fuse(copy.deepcopy(model))
+    for traced in (
+        torch.jit.trace(fused, (images(),)),
+        torch.fx.symbolic_trace(fused),
+    ):
+        for height, width in ((64, 96), (97, 130)):
+            x = images(3, height, width)
+            torch.testing.assert_close(
+                traced(x), model(x), rtol=1e-4, atol=1e-5
+            )
 
 
 def test_feature_extractor_of_torchvision(build):

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import torch
 import torch._inductor.config
+import torch.fx
 import torch.nn as nn
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule
@@ -79,8 +80,11 @@ class _FusedConvFFN(ConvFFN):
 
 
 def _is_float32_inference_on_cpu(x: Tensor) -> bool:
+    # What is traced gets the plain layers: they fit every input and device.
     return (
         not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not isinstance(x, torch.fx.Proxy)
         and x.device.type == 'cpu'
         and x.dtype == torch.float32
         and torch.backends.mkldnn.is_available()

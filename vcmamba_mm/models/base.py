@@ -172,7 +172,8 @@ class BaseBackbone(BaseModule):
 
         The stem is layer 0, the blocks are counted from 1 on through all
         stages. Downsampling belongs to its stage's first block, the position
-        embedding to the block that it is added before.
+        embedding to the block that it is added before. The rest, such as
+        norms of the outputs, comes last.
 
         Args:
             param_name: Name of the parameter in the whole model.
@@ -186,15 +187,21 @@ class BaseBackbone(BaseModule):
         num_layers = sum(depths) + 2
         if not param_name.startswith(prefix):
             return num_layers - 1, num_layers
-        words = param_name.removeprefix(prefix).split('.')
+        words = [
+            word
+            for word in param_name.removeprefix(prefix).split('.')
+            if not word.startswith('_')  # a wrapper's, such as _orig_mod
+        ]
         if words[0] == 'stem':
             return 0, num_layers
         if words[0] == 'pos_embed':
             stage, block = self.pos_embed_place
-        else:
+        elif words[0] == 'stages':
             # stages.<i>.downsample..., stages.<i>.blocks.<j>...
             stage = int(words[1])
             block = int(words[3]) if words[2] == 'blocks' else 0
+        else:
+            return num_layers - 1, num_layers
         return 1 + sum(depths[:stage]) + block, num_layers
 
     def check_input(self, x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -31,9 +32,9 @@ def drop_path_rates(
         last: Rate of the last block.
         depths: Number of blocks of each stage.
     """
-    # not on the meta device, where a model may be built
-    rates = torch.linspace(0, last, sum(depths), device='cpu')
-    return (stage.tolist() for stage in rates.split(list(depths)))
+    num_blocks = sum(depths)
+    rates = (last * i / max(num_blocks - 1, 1) for i in range(num_blocks))
+    return (list(islice(rates, depth)) for depth in depths)
 
 
 @contextmanager
@@ -90,9 +91,8 @@ class Stage(nn.Module):
         self.downsample = downsample
         self.blocks = blocks
 
-    def forward(self, x: Tensor, *args) -> Tensor:
-        """Compute a map; ``args`` are what the blocks want besides it."""
-        return self.blocks(self.downsample(x), *args)
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(self.downsample(x))
 
 
 def _surely_equal(old: int, new: int) -> bool:
@@ -104,7 +104,6 @@ def _surely_equal(old: int, new: int) -> bool:
     return statically_known_true(old == new)
 
 
-@torch.fx.wrap
 def resize_pos_embed(pos_embed: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize a position embedding, (1, C, height, width), bicubically."""
     if all(

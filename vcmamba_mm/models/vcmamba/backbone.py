@@ -5,8 +5,15 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..base import BaseBackbone
-from ..layers import Stage, drop_path_rates
-from .blocks import Downsample, FFNBlock, MDMBlock, StageBlocks, Stem
+from ..layers import drop_path_rates
+from .blocks import (
+    Downsample,
+    FFNBlock,
+    MDMBlock,
+    StageBlocks,
+    Stem,
+    VCMambaStage,
+)
 
 
 @MODELS.register_module()
@@ -123,7 +130,7 @@ class VCMamba(BaseBackbone):
                 *mdm_blocks,
                 first_mdm=num_ffn if mdm_blocks else None,
             )
-            self.stages.append(Stage(downsample, blocks))
+            self.stages.append(VCMambaStage(downsample, blocks))
 
         if num_mdm > 0:
             if isinstance(img_size, int):

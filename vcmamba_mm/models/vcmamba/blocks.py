@@ -9,7 +9,7 @@ import torch.nn as nn
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from torch import Tensor
 
-from ..layers import Blocks, DropPath, resize_pos_embed
+from ..layers import Blocks, DropPath, Stage, resize_pos_embed
 from .mixer import MultiDirectionalMamba
 
 torch.fx.wrap('resize_pos_embed')  # it looks at sizes
@@ -223,3 +223,10 @@ class StageBlocks(Blocks):
                 x = x + resize_pos_embed(pos_embed, x.shape[2:])
             x = self.run(block, x)
         return x
+
+
+class VCMambaStage(Stage):
+    """A stage of ``StageBlocks``."""
+
+    def forward(self, x: Tensor, pos_embed: Tensor | None = None) -> Tensor:
+        return self.blocks(self.downsample(x), pos_embed)
