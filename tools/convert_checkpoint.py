@@ -46,11 +46,11 @@ def convert(src: str, dst: str, reverse: bool, weights: str | None) -> int:
             'way use --reverse'
         )
     converted = (
-        dict(model=to_released(state_dict))
+        dict(model=to_released(state_dict, src))
         if reverse
         else dict(
             meta=dict(source=os.path.basename(src)),
-            state_dict=from_released(state_dict),
+            state_dict=from_released(state_dict, src),
         )
     )
     write_checkpoint(converted, dst)

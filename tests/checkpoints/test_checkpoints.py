@@ -88,6 +88,39 @@ def test_unknown_keys_are_listed():
             rename({key: torch.zeros(1)})
 
 
+@pytest.mark.parametrize(
+    'keys, words',
+    [
+        # timm's ViT and Swin, torchvision's ResNet, VMamba, MambaVision
+        ('cls_token pos_embed patch_embed.proj.weight blocks.0.attn.qkv.bias '
+         'norm.weight head.weight', 'left over: blocks.0.attn.qkv.bias'),
+        ('patch_embed.proj.weight layers.0.blocks.0.norm1.weight head.weight',
+         'left over: head.weight, layers.0.blocks.0.norm1.weight'),
+        ('conv1.weight bn1.weight layer1.0.conv1.weight fc.weight',
+         'left over: bn1.weight, conv1.weight, fc.weight'),
+        ('patch_embed.0.weight layers.0.blocks.0.norm.weight '
+         'classifier.head.weight', 'left over: classifier.head.weight'),
+        ('patch_embed.conv_down.0.weight levels.0.blocks.0.conv1.weight '
+         'norm.weight head.weight', 'left over: head.weight, levels.0.'),
+        # timm's PVT
+        ('patch_embed.proj.weight network.0.0.attn.q.weight head.weight',
+         '1 of 3 keys are not those of a released VCMamba classifier: '
+         'network.0.0.attn.q.weight'),
+    ],
+)  # fmt: skip
+def test_a_file_of_another_network(tmp_path, keys, words):
+    path = tmp_path / 'other.pth'
+    torch.save(dict(model={k: torch.zeros(2) for k in keys.split()}), path)
+    backbone = VCMamba(
+        arch=TINY, init_cfg=dict(type='Pretrained', checkpoint=str(path))
+    )
+    with pytest.raises(CheckpointError) as info:
+        backbone.init_weights()
+    message = str(info.value)
+    assert message.startswith(f'checkpoint {path}')
+    assert 'VCMamba' in message and words in message and '\n' not in message
+
+
 def test_averaged_weights_of_a_released_file(state_dict):
     ema = extract_state_dict(read_checkpoint(RELEASE), RELEASE, 'ema')
     key = 'backbone.stages.3.blocks.2.mixer.A_log'

@@ -131,7 +131,9 @@ def extract_state_dict(
     Args and errors: as ``take_weights``.
     """
     state_dict = take_weights(checkpoint, source, weights)
-    return from_released(state_dict) if is_released(state_dict) else state_dict
+    if is_released(state_dict):
+        return from_released(state_dict, source)
+    return state_dict
 
 
 def _fixed_shape(key: str, state_dict: StateDict) -> torch.Size:

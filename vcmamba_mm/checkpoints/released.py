@@ -1,5 +1,6 @@
 """Weights under the names that the authors of a family gave them."""
 
+import os
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -11,7 +12,8 @@ class ReleasedNames(NamedTuple):
 
     Attributes:
         family: What the family is called.
-        prefixes: What some of the released keys begin with, and none of ours.
+        prefixes: What some of the released keys begin with, and none of ours
+            or of other networks.
         to_ours: Renames a released key.
         to_released: Renames one of ours.
 
@@ -57,7 +59,12 @@ def is_released(state_dict: StateDict) -> bool:
     return any(key.startswith(prefixes) for key in state_dict)
 
 
-def _rename(state_dict: StateDict, direction: str, kind: str) -> StateDict:
+def _rename(
+    state_dict: StateDict,
+    source: str | os.PathLike | None,
+    direction: str,
+    kind: str,
+) -> StateDict:
     """As the family that knows most of the keys."""
     results = []
     for names in _FAMILIES:
@@ -71,21 +78,30 @@ def _rename(state_dict: StateDict, direction: str, kind: str) -> StateDict:
             return renamed
         results.append((len(unknown), names.family, unknown))
     count, family, unknown = min(results)
+    where = '' if source is None else f'checkpoint {source}: '
     raise CheckpointError(
-        f'{count} keys are not those of a {kind} {family} classifier: '
-        f'{some(unknown)}'
+        f'{where}{count} of {len(state_dict)} keys are not those of a {kind} '
+        f'{family} classifier: {some(unknown)}'
     )
 
 
-def from_released(state_dict: StateDict) -> StateDict:
+def from_released(
+    state_dict: StateDict, source: str | os.PathLike | None = None
+) -> StateDict:
     """Rename the keys of a released state dict to a classifier's of ours.
+
+    Args:
+        state_dict: With the released names.
+        source: Where it came from, for the message.
 
     Raises:
         CheckpointError: If some are those of no family.
     """
-    return _rename(state_dict, 'to_ours', 'released')
+    return _rename(state_dict, source, 'to_ours', 'released')
 
 
-def to_released(state_dict: StateDict) -> StateDict:
+def to_released(
+    state_dict: StateDict, source: str | os.PathLike | None = None
+) -> StateDict:
     """The inverse of ``from_released``."""
-    return _rename(state_dict, 'to_released', 'vcmamba_mm')
+    return _rename(state_dict, source, 'to_released', 'vcmamba_mm')

@@ -72,7 +72,7 @@ def _key_to_released(key: str) -> str:
 register(
     ReleasedNames(
         'VCMamba',
-        ('patch_embed.', 'network.'),
+        ('network.',),
         _key_to_ours,
         _key_to_released,
     )
