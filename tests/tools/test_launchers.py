@@ -79,21 +79,17 @@ def test_slurm(run, slurm, pictures, tmp_path):
 def test_slurm_tests_as_it_trains(run, slurm, tmp_path):
     """What each machine would start, but for the tool and its arguments."""
     python = tmp_path / 'slurm/python'
-    python.write_text('#!/usr/bin/env bash\nprintf "<%s>" "$@"; echo\n')
+    # A line at once: there are two machines.
+    python.write_text('#!/usr/bin/env bash\necho "$(printf "<%s>" "$@")"\n')
     python.chmod(0o755)
-    job, slurm['PORT'] = ['partition', 'job', 'a b.py'], '29615'
-    trained, tested = (
-        sorted(
-            run(
-                f'tools/slurm_{tool}.sh', *job, *args, **slurm
-            ).stdout.splitlines()
-        )
-        for tool, args in (('train', ()), ('test', ('a.pth', '--tta')))
-    )
-    assert (
-        sum('<--nnodes=2>' in line and '<a b.py>' in line for line in trained)
-        == 2
-    )
+
+    def started(tool, *args):
+        job = ('partition', 'job', 'a b.py', *args)
+        log = run(f'tools/slurm_{tool}.sh', *job, PORT='29615', **slurm).stdout
+        return sorted(log.splitlines())
+
+    trained, tested = started('train'), started('test', 'a.pth', '--tta')
+    assert sum('<--nnodes=2>' in line for line in trained) == 2
     assert tested == [
         line.replace('/train.py><a b.py>', '/test.py><a b.py><a.pth><--tta>')
         for line in trained
