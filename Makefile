@@ -79,7 +79,7 @@ test-frozen: $(FROZEN_VENV)/installed
 test-docs: $(VENV)/installed
 	OMP_NUM_THREADS=1 python -m pytest tests/docs -m docs -n 2 --dist worksteal
 
-# Runs the tools of mmpretrain and mmsegmentation on our configs: 3 minutes.
+# Runs the tools of mmpretrain and mmsegmentation on our configs: 2 minutes.
 test-peers: $(VENV)/installed
 	OMP_NUM_THREADS=1 python -m pytest tests/peers -m peers
 
