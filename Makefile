@@ -15,7 +15,7 @@ $(VENV)/installed: setup.py pyproject.toml $(wildcard requirements/*.txt)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --editable \
-		'.[onedl,distill,data,demo,analysis,export,docs,test]'
+		'.[onedl,cpu,distill,data,demo,analysis,export,docs,test]'
 	touch $@
 
 CLASSIFIER := configs/demo/vcmamba_demo_digits.py

@@ -61,6 +61,7 @@ setup(
             'onedl',
             'openmmlab',
             'openmmlab-lite',
+            'cpu',
             'distill',
             'data',
             'demo',

@@ -41,7 +41,7 @@ def texts():
     texts = {
         path: path.read_text()
         for path in text_files()
-        if path.suffix not in ('.pyc', '.png')
+        if path.suffix != '.png' and '__pycache__' not in path.parts
     }
     assert len(texts) > 150
     return texts

@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 
 from vcmamba_mm import __version__, doctor
-from vcmamba_mm.ops.scan import BACKENDS
+from vcmamba_mm.ops.path_scan import BACKENDS
 
 
 def test_says_what_works(run):

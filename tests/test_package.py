@@ -111,7 +111,7 @@ def test_wheel_holds_configs_and_tools(wheel):
         f'{mim}/model-index.yml',
         f'{mim}/tools/train.py',
         f'{mim}/tools/dist_train.sh',
-        'vcmamba_mm/ops/scan.py',
+        'vcmamba_mm/ops/path_scan.py',
     } <= names
     assert not any(name.startswith('tests') for name in names)
 

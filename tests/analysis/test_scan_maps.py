@@ -14,8 +14,9 @@ from vcmamba_mm.analysis.scan_maps import (
     mixers,
     record_scan,
 )
-from vcmamba_mm.ops import multi_directional_scan
+from vcmamba_mm.ops import path_scan
 from vcmamba_mm.ops.reference import reference_readouts
+from vcmamba_mm.ops.scan_inputs import Options, Tensors, share
 
 CONFIG = CONFIGS / 'tiny_classifier.py'
 RELEASE = GOLDEN / 'tiny_release.pth'
@@ -32,7 +33,22 @@ def random_scan(height, width, param_order, batch=2, channels=3, states=4):
         torch.randn(channels).double(),
         torch.randn(5, states).double(),
     )
-    return Scan(tensors, height, width, param_order)
+    options = Options(height, width, param_order=param_order)
+    return Scan(share(Tensors(*tensors)), options)
+
+
+def scanned(scan):
+    """By the PyTorch backend."""
+    tensors, options = scan
+    return path_scan(
+        *tensors[:6],
+        *options[:2],
+        paths=options.paths,
+        snake=options.snake,
+        param_order=options.param_order,
+        direction_B=tensors.direction_B,
+        backend='torch',
+    )
 
 
 @pytest.mark.parametrize('param_order', ['raster', 'path'])
@@ -41,7 +57,7 @@ def test_decay_is_the_product_along_the_recorded_paths(size, param_order):
     recorded = json.loads((GOLDEN / 'scan_orders.json').read_text())[size]
     height, width = map(int, size.split('x'))
     scan = random_scan(height, width, param_order)
-    _, delta, A, *_ = scan.tensors
+    delta, A = scan.tensors.delta[:, :, 0], scan.tensors.A[0]
     row, column = height // 2, width // 3
     expected = torch.zeros(2, 4, height * width).double()
     for p, order in enumerate(recorded['orders']):
@@ -65,8 +81,10 @@ def test_decay_is_the_product_along_the_recorded_paths(size, param_order):
 
 def test_memory_length():
     scan = random_scan(1, 8, 'path')
-    ones = torch.ones(3, 4).double()
-    tensors = (scan.tensors[0], scan.tensors[1] * 0 + 1, -ones)
+    tensors = scan.tensors._replace(
+        delta=torch.ones_like(scan.tensors.delta),
+        A=-torch.ones_like(scan.tensors.A),
+    )
     maps = decay_maps(scan._replace(tensors=tensors), 0, 2)
     # exp(-k) >= 0.1 for two steps; path 2 has two tokens left, path 1 five
     assert memory_length(maps, 0.1).tolist() == [[2, 2, 2, 2]] * 2
@@ -76,10 +94,8 @@ def test_memory_length():
 @pytest.mark.parametrize('param_order', ['raster', 'path'])
 def test_directions_sum_to_the_scan(param_order):
     scan = random_scan(5, 8, param_order)
-    readouts = reference_readouts(*scan.tensors, *scan[1:])
-    y = multi_directional_scan(
-        *scan.tensors, 5, 8, param_order=param_order, backend='torch'
-    )
+    readouts = reference_readouts(*scan)
+    y = scanned(scan)
     torch.testing.assert_close(readouts.sum(0), y)
     maps = direction_activations(scan)
     assert maps.shape == (2, 4, 5, 8)
@@ -102,15 +118,7 @@ def test_recorded_scan_is_the_mixers(options):
         )
         scan = record_scan(model, inputs, layer)
         handle.remove()
-        y = multi_directional_scan(
-            *scan.tensors,
-            3,
-            5,
-            param_order=scan.param_order,
-            num_paths=scan.num_paths,
-            snake=scan.snake,
-        )
-        torch.testing.assert_close(y, outputs[-1])
+        torch.testing.assert_close(scanned(scan), outputs[-1])
         num_paths = options.get('num_paths', 4)
         assert direction_activations(scan).shape == (2, num_paths, 3, 5)
         # the first path begins at the first token, and loses none of it

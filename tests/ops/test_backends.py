@@ -36,7 +36,7 @@ def backend(name, *others, gpu=False):
     return pytest.param(name, *others, marks=[pytest.mark.gpu] * gpu + marks)
 
 
-OURS = [backend('torch'), backend('triton')]
+OURS = [backend('torch'), backend('numba'), backend('triton')]
 BACKENDS = [*OURS, backend('mamba_ssm')]
 
 
@@ -46,7 +46,7 @@ def grid(values):
     """
     return [
         backend(name, value, order, gpu=name == 'triton' and i % 2 != j)
-        for name in ('torch', 'triton', 'mamba_ssm')
+        for name in ('torch', 'numba', 'triton', 'mamba_ssm')
         for i, value in enumerate(values)
         for j, order in enumerate(PARAM_ORDERS)
     ]
@@ -71,7 +71,7 @@ def _poisoned_memory():
             param_order,
             gpu=name == 'triton' and batch * size[0] * size[1] > 15,
         )
-        for name in ('torch', 'triton', 'mamba_ssm')
+        for name in ('torch', 'numba', 'triton', 'mamba_ssm')
         for size in SIZES
         for batch in (1, 3)
         for param_order in PARAM_ORDERS
@@ -107,7 +107,12 @@ def test_every_number_of_states(name, states, param_order):
 @pytest.mark.parametrize('channels', [1, 33, 576, 1024])
 @pytest.mark.parametrize(
     'name',
-    [backend('torch'), backend('triton', gpu=True), backend('mamba_ssm')],
+    [
+        backend('torch'),
+        backend('numba'),
+        backend('triton', gpu=True),
+        backend('mamba_ssm'),
+    ],
 )
 def test_every_number_of_channels(name, channels):
     random_case('raster', 2, 3, 4, channels, 16).check(name, DEVICE)
@@ -205,7 +210,7 @@ def test_broadcast_inputs(name):
 
 
 @pytest.mark.parametrize(
-    'name', [backend('torch'), backend('triton', gpu=True)]
+    'name', [backend('torch'), backend('numba'), backend('triton', gpu=True)]
 )
 def test_same_gradients_every_time(name):
     """Several threads, or programs, and PyTorch's deterministic mode."""

@@ -6,6 +6,8 @@ from conftest import needs_export
 
 from vcmamba_mm.ops import multi_directional_scan
 from vcmamba_mm.ops.export_scan import export_scan, import_scan_op
+from vcmamba_mm.ops.scan_inputs import Options, Tensors, share
+from vcmamba_mm.ops.scan_paths import PATHS
 
 
 @needs_export
@@ -34,7 +36,8 @@ def test_equals_the_reference(size, param_order, num_paths, snake):
         snake=snake,
         backend='reference',
     )
-    y = export_scan(*inputs, *size, param_order, num_paths, snake)
+    options = Options(*size, PATHS[:num_paths], snake, param_order)
+    y = export_scan(share(Tensors(*inputs)), options)
     torch.testing.assert_close(y, expected)
 
 

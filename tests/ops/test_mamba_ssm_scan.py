@@ -10,14 +10,19 @@ from scan_cases import PARAM_ORDERS, assert_close, make_inputs, random_case
 
 from vcmamba_mm.ops import available_backends, multi_directional_scan
 from vcmamba_mm.ops.mamba_ssm_scan import mamba_ssm_scan
-from vcmamba_mm.ops.scan import BackendError
+from vcmamba_mm.ops.scan_inputs import Options, Tensors, share
+from vcmamba_mm.ops.scan_operator import BackendError
+from vcmamba_mm.ops.scan_paths import PATHS
 
 INTERFACE = 'mamba_ssm.ops.selective_scan_interface'
 
 
-def selective_scan_fn(u, delta, A, B, C, D):
+def selective_scan_fn(
+    u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False
+):
     """u, delta, y: (batch, channels, tokens); B, C: (batch, state, tokens)."""
     assert all(t.is_contiguous() for t in (u, delta, B, C))
+    assert z is delta_bias is None and not delta_softplus
     state, y = 0, []
     for i in range(u.shape[2]):
         step = delta[:, :, i, None]
@@ -50,7 +55,8 @@ def test_a_call_for_each_path_gives_the_same(
     case = random_case(
         param_order, batch, *size, 5, 4, num_paths=num_paths, snake=snake
     )
-    y = mamba_ssm_scan(*case.inputs, *size, param_order, num_paths, snake)
+    options = Options(*size, PATHS[:num_paths], snake, param_order)
+    y = mamba_ssm_scan(share(Tensors(*case.inputs)), options)
     grads = torch.autograd.grad(y, case.inputs, case.grad_y)
     assert_close((y.detach(), *grads), case.expected)
 

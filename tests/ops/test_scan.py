@@ -7,8 +7,9 @@ import torch
 from scan_cases import NAMES, PARAM_ORDERS, make_inputs
 
 from vcmamba_mm.ops import available_backends, multi_directional_scan
-from vcmamba_mm.ops.scan import BackendError, scan_macs
-from vcmamba_mm.ops.scan_paths import scan_paths
+from vcmamba_mm.ops.scan_inputs import Tensors, share
+from vcmamba_mm.ops.scan_operator import BackendError, scan_macs
+from vcmamba_mm.ops.scan_paths import PATHS, scan_paths
 
 
 def by_hand(
@@ -18,7 +19,7 @@ def by_hand(
     x, delta, A, B, C, D, theta = (
         t.detach().numpy() for t in (x, delta, A, B, C, D, theta)
     )
-    paths = scan_paths(height, width, num_paths=num_paths, snake=snake)
+    paths = scan_paths(height, width, paths=PATHS[:num_paths], snake=snake)
     y = 0 * x
     for b, e, p in itertools.product(
         range(len(x)), range(x.shape[2]), range(num_paths)
@@ -62,6 +63,10 @@ def test_gradcheck(backend, param_order):
     assert torch.autograd.gradcheck(scan, inputs)
 
 
+# no bias, the paths, snakes, whose parameters, no softplus
+REST = (None, ' '.join(PATHS), True, 'raster', False)
+
+
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize('strided', [False, True])
 @pytest.mark.parametrize('save_states', [False, True])
@@ -69,11 +74,12 @@ def test_operator_registration(strided, save_states, dtype):
     inputs = [t.detach() for t in make_inputs(1, 3, 4, dtype=dtype)]
     if strided:
         inputs = [t.mT.contiguous().mT if t.dim() > 1 else t for t in inputs]
-    x, *others = (t.requires_grad_(save_states) for t in inputs)
+    x, *others = share(Tensors(*inputs))[:7]
+    others = [t.detach().requires_grad_(save_states) for t in others]
     x = x.detach().unflatten(1, (3, 4)).requires_grad_(save_states)
     torch.library.opcheck(
         torch.ops.vcmamba_mm.scan,
-        (x, *others, 'raster', 4, True, 'torch', save_states),
+        (x, *others, *REST, 'torch', save_states),
     )
 
 
@@ -84,10 +90,10 @@ def test_operator_registration(strided, save_states, dtype):
 def test_operator_registration_of_the_kernels():
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     inputs = make_inputs(1, 1, 2, 3, 2, dtype=torch.float32)
-    x, *others = (t.detach().to(device) for t in inputs)
+    x, *others = share(Tensors(*(t.detach().to(device) for t in inputs)))[:7]
     torch.library.opcheck(
         torch.ops.vcmamba_mm.scan,
-        (x.unflatten(1, (1, 2)), *others, 'raster', 4, True, 'triton', False),
+        (x.unflatten(1, (1, 2)), *others, *REST, 'triton', False),
     )
 
 

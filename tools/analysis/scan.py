@@ -183,19 +183,18 @@ def draw_activations(picture: np.ndarray, scan: Scan, out: str) -> str:
 def draw_decay(
     picture: np.ndarray, scan: Scan, token: list[int] | None, out: str
 ) -> str:
-    row, column = token or (scan.height // 2, scan.width // 2)
+    height, width = scan.options[:2]
+    row, column = token or (height // 2, width // 2)
     maps = decay_maps(scan, row, column)[:1]
     norm = LogNorm(LEAST_DECAY, 1)
     shown = np.clip(maps[0].cpu().numpy(), LEAST_DECAY, 1)
     figure, axes = overlay(picture, shown, 'share of the token left', norm)
     size = len(picture)
-    x, y = (column + 0.5) / scan.width, (row + 0.5) / scan.height
+    x, y = (column + 0.5) / width, (row + 0.5) / height
     for ax in axes:
         ax.plot(x * size, y * size, '*', color='cyan', markersize=10)
-    for ax, order in zip(axes[1:], scan.paths.order):
-        draw_path(
-            ax, order, scan.height, scan.width, size, color='white', alpha=0.35
-        )
+    for ax, order in zip(axes[1:], scan.options.tables('cpu').order):
+        draw_path(ax, order, height, width, size, color='white', alpha=0.35)
     write_figure(figure, out)
     lengths = memory_length(maps, SHARE)[0].tolist()
     return (

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..model_zoo import load_config
-from ..ops.scan import scan_macs
+from ..ops.scan_operator import scan_macs
 
 SCAN = torch.ops.vcmamba_mm.scan
 
@@ -20,8 +20,9 @@ SCAN = torch.ops.vcmamba_mm.scan
 def _traced_scan_macs(inputs: list, outputs: list) -> int:
     """Multiply-accumulates of a scan in a graph of torch.jit.trace."""
     batch, height, width, channels = inputs[0].type().sizes()
-    num_states, num_paths = inputs[2].type().sizes()[1], inputs[8].toIValue()
-    return scan_macs(batch, height * width, channels, num_states, num_paths)
+    num_states = inputs[2].type().sizes()[2]
+    paths = inputs[8].toIValue().split()
+    return scan_macs(batch, height * width, channels, num_states, len(paths))
 
 
 # So that MMEngine's counter, which mmpretrain's and mmseg's get_flops.py use,

@@ -7,39 +7,15 @@ from torch import Tensor, nn
 
 from ..models import MultiDirectionalMamba
 from ..ops.reference import reference_readouts
-from ..ops.scan_paths import NUM_PATHS, ScanPaths, scan_paths
+from ..ops.scan_inputs import Options, Tensors, share
+from ..ops.scan_paths import PATHS
 
 
 class Scan(NamedTuple):
-    """One scan as it happened.
+    """One scan as it happened; see ``vcmamba_mm.ops.path_scan``."""
 
-    Attributes:
-        tensors: x, delta, A, B, C, D and theta, see
-            ``vcmamba_mm.ops.multi_directional_scan``.
-        height: Rows of the feature map.
-        width: Columns of the feature map.
-        param_order: 'raster' or 'path'.
-        num_paths: How many of the four paths.
-        snake: Whether every second line runs backwards.
-    """
-
-    tensors: tuple[Tensor, ...]
-    height: int
-    width: int
-    param_order: str
-    num_paths: int = NUM_PATHS
-    snake: bool = True
-
-    @property
-    def paths(self) -> ScanPaths:
-        """The index tables, where the tensors are."""
-        return scan_paths(
-            self.height,
-            self.width,
-            self.tensors[0].device,
-            self.num_paths,
-            self.snake,
-        )
+    tensors: Tensors
+    options: Options
 
 
 def mixers(model: nn.Module) -> list[MultiDirectionalMamba]:
@@ -73,13 +49,13 @@ def record_scan(model: nn.Module, inputs: Tensor, layer: int = -1) -> Scan:
     finally:
         handle.remove()
     (x,) = maps
-    return Scan(
-        mixer.scan_inputs(x),
+    options = Options(
         *x.shape[2:],
-        mixer.param_order,
-        mixer.num_paths,
+        PATHS[: mixer.num_paths],
         mixer.snake,
+        mixer.param_order,
     )
+    return Scan(share(Tensors(*mixer.scan_inputs(x))), options)
 
 
 @torch.no_grad()
@@ -91,10 +67,10 @@ def direction_activations(scan: Scan) -> Tensor:
         shape (batch, num_paths, height, width). The paths' read-outs, before
         this mean, sum to the output of the scan.
     """
-    tensors, *options = scan
-    readouts = reference_readouts(*(t.double() for t in tensors), *options)
+    tensors, options = scan
+    readouts = reference_readouts(tensors.to(torch.float64), options)
     maps = readouts.abs().mean(-1).transpose(0, 1)
-    return maps.unflatten(2, (scan.height, scan.width))
+    return maps.unflatten(2, options[:2])
 
 
 @torch.no_grad()
@@ -121,18 +97,20 @@ def decay_maps(scan: Scan, row: int, column: int) -> Tensor:
     Raises:
         ValueError: If there is no such token.
     """
-    height, width = scan.height, scan.width
+    tensors, options = scan
+    height, width = options[:2]
     if not (0 <= row < height and 0 <= column < width):
         raise ValueError(
             f'there is no token ({row}, {column}) on a map of '
             f'{height} x {width}: rows and columns count from 0'
         )
-    _, delta, A, *_ = scan.tensors
-    A, delta = A.double(), delta.double()
-    maps = delta.new_zeros(len(delta), scan.num_paths, height * width)
-    for p, (order, inverse, _) in enumerate(zip(*scan.paths)):
+    # paths of a scan that is looked at share their parameters
+    delta, A = tensors.delta[:, :, 0].double(), tensors.A[0].double()
+    paths = options.tables(delta.device)
+    maps = delta.new_zeros(len(delta), len(options.paths), height * width)
+    for p, (order, inverse, _) in enumerate(zip(*paths)):
         start = int(inverse[row * width + column])
-        steps = delta if scan.param_order == 'raster' else delta[:, order]
+        steps = delta if options.param_order == 'raster' else delta[:, order]
         passed = torch.zeros_like(steps[:, 0])  # sum of delta since the token
         for i in range(start, len(order)):
             if i > start:

@@ -22,6 +22,7 @@ from torch.export import Dim, ExportedProgram
 
 from ..models.vcmamba.mixer import MultiDirectionalMamba
 from ..ops.export_scan import export_scan, import_scan_op
+from ..ops.scan_operator import unpack
 from .fuse import check_eval_mode, fold_norms
 
 # Largest difference to PyTorch in float32, relative to the largest logit, of
@@ -181,12 +182,11 @@ def _convert(model: nn.Module, dtype: torch.dtype) -> None:
                 tensor.data = tensor.data.to(dtype)
 
 
-def _decomposed_scan(x: Tensor, *args) -> tuple[Tensor, Tensor]:
-    *inputs, param_order, num_paths, snake, _backend, _save_states = args
+def _decomposed_scan(*args) -> tuple[Tensor, Tensor]:
+    tensors, options, _ = unpack(*args[:-1])  # less save_states
     # In float32 always, as the operator does.
-    inputs = [t.float() for t in (x.flatten(1, 2), *inputs)]
-    options = (*x.shape[1:3], param_order, num_paths, snake)
-    return export_scan(*inputs, *options), inputs[0].new_empty(0)
+    y = export_scan(tensors.to(torch.float32), options)
+    return y, y.new_empty(0)
 
 
 def _decomposed_layer_norm(

@@ -1,5 +1,15 @@
-"""The scan: tensors in, tensors out; it knows no model."""
+"""The scan: one operator, its backends and their specification."""
 
-from .scan import available_backends, multi_directional_scan
+from .path_scan import (
+    available_backends,
+    multi_directional_scan,
+    path_scan,
+    selective_scan,
+)
 
-__all__ = ['available_backends', 'multi_directional_scan']
+__all__ = [
+    'available_backends',
+    'multi_directional_scan',
+    'path_scan',
+    'selective_scan',
+]

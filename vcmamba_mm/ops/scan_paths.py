@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-NUM_PATHS = 4
+PATHS = ('row', 'row_reverse', 'column', 'column_reverse')
+NUM_PATHS = len(PATHS)
 # Direction of the step into a position; a path's first position is BEGIN.
 BEGIN, RIGHT, LEFT, UP, DOWN = range(5)
 NUM_DIRECTIONS = 5
@@ -17,7 +18,7 @@ class ScanPaths(NamedTuple):
 
     Attributes:
         order: Raster index of the token visited at each step, int64,
-            shape (num_paths, height * width).
+            shape (paths, height * width).
         inverse: Step at which each raster token is visited, int64, same
             shape.
         direction: Direction of the step into each position of the path,
@@ -33,7 +34,7 @@ def make_scan_paths(
     height: int,
     width: int,
     device: torch.device | str = 'cpu',
-    num_paths: int = NUM_PATHS,
+    paths: tuple[str, ...] = PATHS,
     snake: bool = True,
 ) -> ScanPaths:
     """``scan_paths`` anew, from sizes that may be symbolic."""
@@ -70,7 +71,11 @@ def make_scan_paths(
         torch.where(row_step < 0, UP, DOWN),
     )
     direction = torch.nn.functional.pad(direction, (1, 0), value=BEGIN)
-    return ScanPaths(*(t[:num_paths] for t in (order, inverse, direction)))
+    tables = (order, inverse, direction)
+    if paths == PATHS:
+        return ScanPaths(*tables)
+    numbers = [PATHS.index(path) for path in paths]
+    return ScanPaths(*(torch.stack([t[n] for n in numbers]) for t in tables))
 
 
 @lru_cache(maxsize=256)
@@ -78,20 +83,20 @@ def scan_paths(
     height: int,
     width: int,
     device: torch.device | str = 'cpu',
-    num_paths: int = NUM_PATHS,
+    paths: tuple[str, ...] = PATHS,
     snake: bool = True,
 ) -> ScanPaths:
     """Make the four paths of VCMamba (arXiv 2509.04669, fig. 3), or others.
 
-    Path 1 is the row snake from the top left, path 3 the column snake from
-    the top left; paths 2 and 4 are these two reversed. The tables are cached
-    and must not be written to.
+    'row' runs through the rows from the top left, 'column' through the
+    columns; the others are these two reversed. The tables are cached and must
+    not be written to.
 
     Args:
         height: Rows of the feature map.
         width: Columns of the feature map.
         device: Where the tables live.
-        num_paths: How many of the four, from the first on.
+        paths: Names from ``PATHS``, in any order.
         snake: False lets every row run from left to right, and every column
             downwards; the jump to the next line has the direction from line
             to line, down or right.
@@ -101,4 +106,4 @@ def scan_paths(
     """
     # The cache outlives any inference_mode block the first call may be in.
     with torch.inference_mode(False):
-        return make_scan_paths(height, width, device, num_paths, snake)
+        return make_scan_paths(height, width, device, paths, snake)

@@ -1,8 +1,9 @@
-"""The multi-directional scan in plain PyTorch, for every device.
+"""The scan in plain PyTorch, for every device.
 
-The paths are turned into groups of recurrences that share delta, B and
-C, and so the decay exp(delta A), which is then computed once: in raster order
-an image is one group of four paths, in path order four groups of one. A loop
+The paths are turned into groups of recurrences that share delta, B and C, and
+so the decay exp(delta A), which is then computed once: an image is one group
+of all paths where these share their parameters and use them in raster order,
+else a group for each path. A loop
 over time updates the states of all groups in place; sums over channels or
 states are batched matrix products.
 
@@ -16,20 +17,32 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .scan_paths import ScanPaths, scan_paths
+from .scan_inputs import Options, Tensors
+from .scan_paths import ScanPaths
 
 CHUNK = 8
 
 
 class _Groups:
-    """Between tokens, (batch, tokens, n), and the steps of the groups."""
+    """Between tokens and the steps of the groups.
 
-    def __init__(self, paths: ScanPaths, param_order: str):
+    Args:
+        paths: The index tables.
+        shared: One group of all paths for each image, as they share their
+            parameters at every step; else one for each path.
+        own: Whether each path has parameters of its own.
+        param_order: 'raster' or 'path'.
+    """
+
+    def __init__(
+        self, paths: ScanPaths, shared: bool, own: bool, param_order: str
+    ):
         order, inverse, self.direction = paths
         self.num_paths, num_tokens = order.shape
         number = torch.arange(self.num_paths, device=order.device)[:, None]
-        self.shared = param_order == 'raster'
-        if self.shared:  # path is the inner index of (tokens, paths)
+        self.shared, self.own = shared, own
+        self.follow = param_order == 'path'  # parameters are the token's
+        if shared:  # path is the inner index of (tokens, paths)
             self.visited = order.t().flatten()
             visits = inverse * self.num_paths + number
             self.direction = self.direction.t().contiguous()
@@ -37,7 +50,8 @@ class _Groups:
             self.visited = order.flatten()
             visits = inverse + num_tokens * number
         self.visits = visits.t().flatten()
-        self.paths = self.num_paths if self.shared else 1
+        self.own_visited = (order * self.num_paths + number).flatten()
+        self.paths = self.num_paths if shared else 1
 
     def read(self, tokens: Tensor) -> Tensor:
         """What is visited at each step, (groups, steps, paths, n)."""
@@ -47,48 +61,92 @@ class _Groups:
 
     def sum_at_tokens(self, steps: Tensor) -> Tensor:
         """Transpose of ``read``."""
-        _, num_tokens, _, n = steps.shape
-        steps = steps.view(-1, self.num_paths * num_tokens, n)
-        at_tokens = steps.index_select(1, self.visits)
-        return at_tokens.view(-1, num_tokens, self.num_paths, n).sum(2)
+        return self._at_tokens(steps).sum(2)
 
-    def read_params(self, tokens: Tensor) -> Tensor:
+    def _at_tokens(self, steps: Tensor) -> Tensor:
+        """Of each path, (batch, tokens, num_paths, n)."""
+        num_tokens, n = steps.shape[1], steps.shape[-1]
+        steps = steps.reshape(-1, self.num_paths * num_tokens, n)
+        at_tokens = steps.index_select(1, self.visits)
+        return at_tokens.view(-1, num_tokens, self.num_paths, n)
+
+    def read_params(self, params: Tensor) -> Tensor:
         """delta, B or C of each step, (groups, steps, n)."""
-        return tokens if self.shared else self.read(tokens).squeeze(2)
+        if not self.own:
+            params = params.squeeze(2)
+            return self.read(params).squeeze(2) if self.follow else params
+        if self.follow:
+            params = params.flatten(1, 2).index_select(1, self.own_visited)
+            params = params.unflatten(1, (self.num_paths, -1))
+        else:
+            params = params.transpose(1, 2)
+        return params.flatten(0, 1)
 
     def sum_params(self, steps: Tensor) -> Tensor:
         """Transpose of ``read_params``."""
-        return steps if self.shared else self.sum_at_tokens(steps[:, :, None])
+        if self.own:
+            if self.follow:
+                return self._at_tokens(steps)
+            return steps.unflatten(0, (-1, self.num_paths)).transpose(1, 2)
+        if self.follow:
+            steps = self.sum_at_tokens(steps)
+        return steps[:, :, None]
 
-    def read_input_B(self, B: Tensor, direction_B: Tensor) -> Tensor:
+    def read_input_B(self, B: Tensor, direction_B: Tensor | None) -> Tensor:
         """B + theta of each step, (groups, steps, paths, state)."""
+        B = self.read_params(B)[:, :, None]
+        if direction_B is None:
+            return B.expand(-1, -1, self.paths, -1)
+        theta = direction_B[self.direction]
         if self.shared:
-            return B[:, :, None] + direction_B[self.direction]
-        theta = direction_B[self.direction]  # (num_paths, steps, state)
-        B = self.read(B).unflatten(0, (-1, self.num_paths))
+            return B + theta
+        B = B.unflatten(0, (-1, self.num_paths))
         return (B + theta[:, :, None]).flatten(0, 1)
 
     def sum_theta(self, steps: Tensor, direction_B: Tensor) -> Tensor:
         """Transpose of ``read_input_B`` as to theta."""
-        per_image = steps.view(-1, self.direction.numel(), steps.shape[-1])
+        per_image = steps.reshape(-1, self.direction.numel(), steps.shape[-1])
         return torch.zeros_like(direction_B).index_add_(
             0, self.direction.flatten(), per_image.sum(0)
         )
 
+    def read_A(self, A: Tensor, batch: int) -> Tensor:
+        """(groups or 1, state, 1, channels)."""
+        A = A.transpose(1, 2)[:, :, None].contiguous()
+        return A.repeat(batch, 1, 1, 1) if self.own else A
+
+    def sum_A(self, grad: Tensor) -> Tensor:
+        """Transpose of ``read_A``, of (groups, state, 1, channels)."""
+        grad = grad[:, :, 0].transpose(1, 2)
+        if self.own:
+            return grad.unflatten(0, (-1, self.num_paths)).sum(0)
+        return grad.sum(0, keepdim=True)
+
 
 @lru_cache(maxsize=256)
-def _groups(
-    height: int,
-    width: int,
-    device: torch.device,
-    param_order: str,
-    num_paths: int,
-    snake: bool,
-) -> _Groups:
+def _groups(options: Options, own: bool, device: torch.device) -> _Groups:
     # The cache outlives any inference_mode block the first call may be in.
     with torch.inference_mode(False):
-        paths = scan_paths(height, width, device, num_paths, snake)
-        return _Groups(paths, param_order)
+        shared = not own and options.param_order == 'raster'
+        return _Groups(
+            options.tables(device), shared, own, options.param_order
+        )
+
+
+def _groups_of(tensors: Tensors, options: Options) -> _Groups:
+    own = tensors.delta.shape[2] > 1
+    return _groups(options, own, tensors.x.device)
+
+
+def states_shape(tensors: Tensors, options: Options) -> tuple[int, ...]:
+    """Of the states that the forward pass keeps for the backward pass."""
+    batch, length, channels = tensors.x.shape
+    num_paths = len(options.paths)
+    own = tensors.delta.shape[2] > 1
+    shared = not own and options.param_order == 'raster'
+    paths = num_paths if shared else 1
+    groups = batch * num_paths // paths
+    return -(-length // CHUNK), groups, tensors.A.shape[2], paths, channels
 
 
 def _chunks(num_tokens: int) -> list[slice]:
@@ -108,20 +166,13 @@ def _fill_decay(memory: Tensor, delta: Tensor, A: Tensor) -> Tensor:
     return decay.exp_()
 
 
+def _total_D(D: Tensor, num_paths: int) -> Tensor:
+    """Of all paths, (channels,)."""
+    return D.sum(0) * (num_paths // len(D))
+
+
 def scan_forward(
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    direction_B: Tensor,
-    height: int,
-    width: int,
-    param_order: str,
-    num_paths: int,
-    snake: bool,
-    save_states: bool,
+    tensors: Tensors, options: Options, save_states: bool
 ) -> tuple[Tensor, Tensor]:
     """Forward pass; all tensors of one floating dtype.
 
@@ -130,17 +181,18 @@ def scan_forward(
         2 CHUNK, ..., shape (chunks, groups, state, paths, channels); no
         chunks unless ``save_states``.
     """
-    groups = _groups(height, width, x.device, param_order, num_paths, snake)
-    A = A.t().contiguous()[:, None]  # (state, 1, channels)
+    x, delta, A, B, C, D, direction_B, _ = tensors
+    groups = _groups_of(tensors, options)
+    A = groups.read_A(A, len(x))
     delta, C = groups.read_params(delta), groups.read_params(C)
     step_input = groups.read(x).mul_(delta[:, :, None])
     input_B = groups.read_input_B(B, direction_B).transpose(2, 3)
 
     num_groups, num_steps, paths, channels = step_input.shape
-    state = x.new_zeros(num_groups, len(A), paths, channels)
+    state = x.new_zeros(num_groups, A.shape[1], paths, channels)
     chunks = _chunks(num_steps)
     saved = x.new_empty(len(chunks) if save_states else 0, *state.shape)
-    memory = x.new_empty(CHUNK, num_groups, *A.shape)
+    memory = x.new_empty(CHUNK, num_groups, *A.shape[1:])
     readout = torch.empty_like(step_input)
     for n, steps in enumerate(chunks):
         if save_states:
@@ -155,43 +207,42 @@ def scan_forward(
             state.mul_(decay).addcmul_(B_t, input_t)
             torch.bmm(C_t, state.flatten(2), out=readout_t)
     y = groups.sum_at_tokens(readout)
-    return y.addcmul_(D, x, value=num_paths), saved
+    if D is not None:
+        y.addcmul_(_total_D(D, groups.num_paths), x)
+    return y, saved
 
 
 def scan_backward(
-    grad_y: Tensor,
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    direction_B: Tensor,
-    saved: Tensor,
-    height: int,
-    width: int,
-    param_order: str,
-    num_paths: int,
-    snake: bool,
-) -> tuple[Tensor, ...]:
-    """Backward pass: gradients of x, delta, A, B, C, D, direction_B.
+    grad_y: Tensor, tensors: Tensors, saved: Tensor, options: Options
+) -> Tensors:
+    """Backward pass.
 
     With g_i the gradient of the state h_i, which runs backwards in time,
 
         g_i = C_i dy_o(i) + exp(delta_{i+1} A) g_{i+1}.
+
+    Returns:
+        Tensors: The gradients, None where there was no tensor.
     """
-    groups = _groups(height, width, x.device, param_order, num_paths, snake)
-    grad_D = num_paths * (x * grad_y).sum((0, 1))
-    grad_skip = num_paths * D * grad_y
-    A = A.t().contiguous()[:, None]  # (state, 1, channels)
+    x, delta, A, B, C, D, direction_B, _ = tensors
+    groups = _groups_of(tensors, options)
+    grad_skip = grad_D = None
+    if D is not None:
+        grad_skip = _total_D(D, groups.num_paths) * grad_y
+        grad_D = (x * grad_y).sum((0, 1)).expand_as(D)
+        grad_D = grad_D * (groups.num_paths // len(D))
+    A = groups.read_A(A, len(x))
     delta, C = groups.read_params(delta), groups.read_params(C)
     x, grad_readout = groups.read(x), groups.read(grad_y)
     input_B = groups.read_input_B(B, direction_B)
     grad_x, grad_delta = torch.empty_like(x), torch.empty_like(delta)
-    grad_A, grad_C = torch.zeros_like(A), torch.empty_like(C)
-    grad_input_B = torch.empty_like(input_B)
+    grad_C = torch.empty_like(C)
+    grad_A = A.new_zeros(len(delta), *A.shape[1:])
+    grad_input_B = torch.empty_like(
+        input_B, memory_format=torch.contiguous_format
+    )
 
-    memory = x.new_empty(CHUNK, len(delta), *A.shape)
+    memory = x.new_empty(CHUNK, *grad_A.shape)
     summed = torch.empty_like(memory)
     states = x.new_empty(CHUNK + 1, *saved.shape[1:])
     grads = x.new_empty(CHUNK, *saved.shape[1:])
@@ -242,13 +293,17 @@ def scan_backward(
         grad_delta_c = (grad_step_input * x_c).sum(2)
         grad_delta_c += torch.mul(grad_exponent, A, out=decay).sum((2, 3))
         grad_delta[:, steps] = grad_delta_c.transpose(0, 1)
-        grad_A += grad_exponent.mul_(delta_c[:, :, None]).sum((0, 1))
-    return (
-        groups.sum_at_tokens(grad_x).add_(grad_skip),
+        grad_A += grad_exponent.mul_(delta_c[:, :, None]).sum(0)
+    grad_x = groups.sum_at_tokens(grad_x)
+    grad_theta = None
+    if direction_B is not None:
+        grad_theta = groups.sum_theta(grad_input_B, direction_B)
+    return Tensors(
+        grad_x if grad_skip is None else grad_x.add_(grad_skip),
         groups.sum_params(grad_delta),
-        grad_A[:, 0].t(),
+        groups.sum_A(grad_A),
         groups.sum_params(grad_input_B.sum(2)),
         groups.sum_params(grad_C),
         grad_D,
-        groups.sum_theta(grad_input_B, direction_B),
+        grad_theta,
     )

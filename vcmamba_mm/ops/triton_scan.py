@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .scan_paths import NUM_DIRECTIONS, scan_paths
+from .scan_inputs import Options, Tensors
+from .scan_paths import NUM_DIRECTIONS
 
 # Steps whose states the backward pass keeps in registers.
 CHUNK = 4
@@ -279,43 +280,54 @@ def backward_options(states: int, param_order: str, num_paths: int) -> dict:
     return dict(_tile(states, 16), RASTER=raster, PATHS=num_paths, CHUNK=CHUNK)
 
 
-def scan_forward(
-    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor,
-    direction_B: Tensor, height: int, width: int, param_order: str,
-    num_paths: int, snake: bool,
-) -> Tensor:  # fmt: skip
+def _without_paths(tensors: Tensors) -> tuple[Tensor, ...]:
+    """The seven that the kernels read, zeros for those that are not there."""
+    x, delta, A, B, C, D, direction_B, _ = tensors
+    A = A[0].contiguous()
+    if D is None:
+        D = A.new_zeros(1, len(A))
+    if direction_B is None:
+        direction_B = A.new_zeros(NUM_DIRECTIONS, A.shape[1])
+    return (
+        *(x, delta.squeeze(2), A, B.squeeze(2), C.squeeze(2)),
+        *(D[0].contiguous(), direction_B.contiguous()),
+    )
+
+
+def scan_forward(tensors: Tensors, options: Options) -> Tensor:
     """Forward pass; inputs of any floating dtypes and strides.
 
     Returns:
         Tensor: ``y`` in float32, or float64 if ``x`` is.
     """
+    x, delta, A, B, C, D, theta = _without_paths(tensors)
     batch, length, channels = x.shape
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     y = x.new_empty(x.shape, dtype=dtype)
-    paths = scan_paths(height, width, x.device, num_paths, snake)
-    options = forward_options(A.shape[1], param_order, num_paths)
+    paths = options.tables(x.device)
+    tiles = forward_options(
+        A.shape[1], options.param_order, len(options.paths)
+    )
     with torch.cuda.device_of(x):
-        _forward_kernel[triton.cdiv(channels, options['BE']), batch](
-            x, delta, A.contiguous(), B, C, D.contiguous(),
-            direction_B.contiguous(), paths.order, paths.direction, y,
+        _forward_kernel[triton.cdiv(channels, tiles['BE']), batch](
+            x, delta, A, B, C, D, theta, paths.order, paths.direction, y,
             length, channels, *x.stride(), *delta.stride(), *B.stride(),
-            *C.stride(), **options,
+            *C.stride(), **tiles,
         )  # fmt: skip
     return y
 
 
 def scan_backward(
-    grad_y: Tensor, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
-    D: Tensor, direction_B: Tensor, height: int, width: int, param_order: str,
-    num_paths: int, snake: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients of x, delta, A, B, C, D and direction_B, in their dtypes."""
+    grad_y: Tensor, tensors: Tensors, options: Options
+) -> Tensors:
+    """Gradients, None where there was no tensor."""
+    x, delta, A, B, C, D, theta = _without_paths(tensors)
     batch, length, channels = x.shape
-    states = A.shape[1]
+    states, num_paths = A.shape[1], len(options.paths)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    paths = scan_paths(height, width, x.device, num_paths, snake)
-    options = backward_options(states, param_order, num_paths)
-    tiles = triton.cdiv(channels, options['BE'])
+    paths = options.tables(x.device)
+    sizes = backward_options(states, options.param_order, num_paths)
+    tiles = triton.cdiv(channels, sizes['BE'])
 
     def new(*shape: int) -> Tensor:
         return x.new_empty(shape, dtype=dtype)
@@ -329,16 +341,18 @@ def scan_backward(
     chunks = triton.cdiv(length, CHUNK)
     with torch.cuda.device_of(x):
         _backward_kernel[tiles, batch](
-            grad_y, x, delta, A.contiguous(), B, C, D.contiguous(),
-            direction_B.contiguous(), paths.order, paths.direction,
-            new(batch, chunks, num_paths, states, channels), *grads,
-            length, channels, *grad_y.stride(), *x.stride(), *delta.stride(),
-            *B.stride(), *C.stride(), **options,
+            grad_y, x, delta, A, B, C, D, theta, paths.order,
+            paths.direction, new(batch, chunks, num_paths, states, channels),
+            *grads, length, channels, *grad_y.stride(), *x.stride(),
+            *delta.stride(), *B.stride(), *C.stride(), **sizes,
         )  # fmt: skip
     grad_x, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_theta = grads
-    grads = (
-        grad_x, grad_delta, grad_A.sum(0), grad_B.sum(0), grad_C.sum(0),
-        grad_D.sum(0), grad_theta.sum((0, 1)),
-    )  # fmt: skip
-    inputs = (x, delta, A, B, C, D, direction_B)
-    return tuple(g.to(t.dtype) for g, t in zip(grads, inputs))
+    return Tensors(
+        grad_x,
+        grad_delta[:, :, None],
+        grad_A.sum(0)[None],
+        grad_B.sum(0)[:, :, None],
+        grad_C.sum(0)[:, :, None],
+        None if tensors.D is None else grad_D.sum(0)[None],
+        None if tensors.direction_B is None else grad_theta.sum((0, 1)),
+    )

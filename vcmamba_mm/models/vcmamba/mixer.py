@@ -9,7 +9,8 @@ from mmcv.cnn import build_norm_layer
 from torch import Tensor
 
 from ...ops import multi_directional_scan
-from ...ops.scan import BACKENDS, PARAM_ORDERS
+from ...ops.path_scan import BACKENDS
+from ...ops.scan_inputs import PARAM_ORDERS
 from ...ops.scan_paths import NUM_DIRECTIONS, NUM_PATHS
 
 torch.fx.wrap('multi_directional_scan')  # it looks at sizes

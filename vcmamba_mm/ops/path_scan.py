@@ -1,0 +1,365 @@
+"""The one scan: its faces, and the choice of a backend."""
+
+import os
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from . import mamba_ssm_scan, scan_operator
+from .reference import reference_scan
+from .scan_inputs import (
+    Options,
+    Tensors,
+    check_options,
+    check_tensors,
+    share,
+)
+from .scan_operator import BackendError
+from .scan_paths import NUM_PATHS, PATHS
+
+
+def _why_no_triton() -> str | None:
+    try:
+        import triton
+    except ImportError as error:
+        return f'triton cannot be imported ({error}): pip install triton'
+    major, minor = map(int, triton.__version__.split('.')[:2])
+    if (major, minor) < (3, 3):
+        return (
+            f'triton {triton.__version__} is too old: take 3.3 or newer, '
+            'which comes with PyTorch 2.7'
+        )
+    if not (torch.cuda.is_available() or _interprets_triton()):
+        return 'no CUDA GPU was found (TRITON_INTERPRET=1 simulates one)'
+    return None
+
+
+def _interprets_triton() -> bool:
+    return os.environ.get('TRITON_INTERPRET') == '1'
+
+
+def _why_no_numba() -> str | None:
+    try:
+        from . import numba_scan  # noqa: F401
+    except ImportError as error:
+        return f'numba cannot be imported ({error}): pip install numba'
+    except RuntimeError as error:  # it finds no folder for what it compiles
+        return f'numba: {error}. NUMBA_CACHE_DIR=DIR names one'
+    return None
+
+
+@cache
+def _has_numba() -> bool:
+    return _why_no_numba() is None
+
+
+@torch.compiler.assume_constant_result  # nothing of it is to be traced
+def _default_on_cpu() -> str:
+    return 'numba' if _has_numba() else 'torch'
+
+
+_WHY_NOT = dict(
+    reference=lambda: None,
+    torch=lambda: None,
+    numba=_why_no_numba,
+    triton=_why_no_triton,
+    mamba_ssm=mamba_ssm_scan.why_not,
+)
+BACKENDS = tuple(_WHY_NOT)
+
+
+def available_backends() -> dict[str, str | None]:
+    """Which scan backends can be used here.
+
+    Returns:
+        dict: For each backend's name None if it can be used, else the reason
+        why not.
+    """
+    return {name: why_not() for name, why_not in _WHY_NOT.items()}
+
+
+def _choose_backend(backend: str, device: torch.device) -> str:
+    if backend == 'auto':
+        # The triton kernels have not run on a GPU yet, only in Triton's
+        # interpreter: they have to be asked for.
+        return _default_on_cpu() if device.type == 'cpu' else 'torch'
+    if backend not in BACKENDS:
+        raise ValueError(
+            f"unknown scan backend {backend!r}: choose 'auto' or one of "
+            f'{", ".join(map(repr, BACKENDS))}'
+        )
+    reason = _WHY_NOT[backend]()
+    needs_gpu = backend == 'mamba_ssm' or (
+        backend == 'triton' and not _interprets_triton()
+    )
+    elsewhere = backend == 'numba' and device.type not in ('cpu', 'meta')
+    if reason is None and (elsewhere or (needs_gpu and device.type != 'cuda')):
+        reason = f'the input is on {device}'
+    if reason is not None:
+        raise BackendError(
+            f'scan backend {backend!r} cannot be used here: {reason}'
+        )
+    return backend
+
+
+@torch.compiler.assume_constant_result  # PyTorch 2.4 cannot trace it
+def _can_autocast(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type)
+
+
+def _autocasts(device_type: str) -> bool:
+    return _can_autocast(device_type) and torch.is_autocast_enabled(
+        device_type
+    )
+
+
+# Backends made of operators that autograd knows, outside of ours.
+_DIFFERENTIABLE = dict(
+    reference=reference_scan, mamba_ssm=mamba_ssm_scan.mamba_ssm_scan
+)
+
+
+def _transforms() -> bool:
+    """Whether derivatives are taken that a registered operator has not.
+
+    Forward mode, and what torch.func does.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    return (
+        forward_ad._current_level >= 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
+def _run(
+    tensors: Tensors, options: Options, backend: str, with_paths: bool
+) -> Tensor:
+    """Check, choose, compute."""
+    x = tensors.x
+    traces = torch.jit.is_tracing()  # sizes are tensors then
+    check_options(options)
+    if not traces:
+        check_tensors(tensors, options, with_paths)
+    if not with_paths:
+        tensors = share(tensors)
+    backend = _choose_backend(backend, x.device)
+    if _transforms():
+        backend = 'reference'
+    if backend == 'triton' and (
+        tensors.delta.shape[2] > 1
+        or options.paths != PATHS[: len(options.paths)]
+    ):
+        raise BackendError(
+            "scan backend 'triton' knows paths that share their parameters "
+            "alone, from 'row' on: choose 'torch'"
+        )
+    if backend in _DIFFERENTIABLE:
+        if traces:
+            raise BackendError(
+                f'scan backend {backend!r} is a loop: torch.jit.trace would '
+                "keep its steps for one size. Choose 'torch', or torch.export"
+            )
+        with torch.autocast(x.device.type, enabled=False):
+            y = _DIFFERENTIABLE[backend](
+                tensors.to(scan_operator.compute_dtype(x)), options
+            )
+    else:
+        # What is traced may run with gradients, or without them.
+        save_states = traces or (
+            torch.is_grad_enabled()
+            and any(t is not None and t.requires_grad for t in tensors)
+        )
+        y = scan_operator.call(tensors, options, backend, save_states)
+    # Autocast keeps sums in float32: these may exceed float16's range.
+    return y if _autocasts(x.device.type) else y.to(x.dtype)
+
+
+def path_scan(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    height: int,
+    width: int,
+    *,
+    paths: tuple[str, ...] = PATHS,
+    snake: bool = True,
+    param_order: str = 'raster',
+    direction_B: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    backend: str = 'auto',
+) -> Tensor:
+    """Scan tokens along paths and sum what each path reads out.
+
+    For a path o with direction d(i) of the step into its position i
+
+        h_i = exp(delta A) h_{i-1} + delta (B + theta_{d(i)}) x_{o(i)}
+        y_{o(i)} = C h_i + D x_{o(i)}
+
+    where delta, B and C are those of raster position i (``'raster'``) or of
+    the token visited, o(i) (``'path'``). Every path has parameters of its
+    own, or all share them: the axis P below is the number of paths, or 1.
+
+    Computed in float32, or float64 if ``x`` is float64, under autocast too.
+
+    Args:
+        x: Tokens in raster order, shape (batch, height * width, channels).
+        delta: Step sizes, (batch, height * width, P, channels).
+        A: Negative decay rates, shape (P, channels, state).
+        B: Input projections, shape (batch, height * width, P, state).
+        C: Output projections, shape of ``B``.
+        D: Skip connection, shape (P, channels), or None; it enters once per
+            path.
+        height: Rows of the feature map.
+        width: Columns of the feature map.
+        paths: In whose order the tokens are visited, names from 'row',
+            'row_reverse', 'column', 'column_reverse'; see
+            ``vcmamba_mm.ops.scan_paths.scan_paths``.
+        snake: Whether every second line runs backwards.
+        param_order: 'raster' or 'path'.
+        direction_B: theta, added to ``B`` by direction, shape (5, state):
+            begin, right, left, up, down.
+        delta_bias: Added to ``delta``, shape (P, channels).
+        delta_softplus: Whether softplus makes the step sizes of ``delta``
+            and its bias.
+        backend: 'auto' ('numba' on a CPU where it is installed, else
+            'torch'), 'reference', 'torch', 'numba', 'triton' or 'mamba_ssm';
+            see ``available_backends``. Under
+            torch.func's transforms and in forward mode it is 'reference'.
+
+    Returns:
+        Tensor: Sum over the paths, shape and dtype of ``x``; under
+        autocast in the dtype it was computed in.
+
+    Raises:
+        ValueError: If a kind, a shape, a device, an option or ``backend``
+            does not fit; the message names it.
+        BackendError: If the backend asked for cannot be used here.
+
+    Example:
+        >>> x, delta = torch.randn(2, 12, 8), torch.rand(2, 12, 1, 8)
+        >>> A, D = -torch.rand(1, 8, 16), torch.ones(1, 8)
+        >>> B, C = torch.randn(2, 12, 1, 16), torch.randn(2, 12, 1, 16)
+        >>> path_scan(x, delta, A, B, C, D, 3, 4).shape
+        torch.Size([2, 12, 8])
+    """
+    return _run(
+        Tensors(x, delta, A, B, C, D, direction_B, delta_bias),
+        Options(
+            height, width, tuple(paths), snake, param_order, delta_softplus
+        ),
+        backend,
+        with_paths=True,
+    )
+
+
+def selective_scan(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    *,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    reverse: bool = False,
+    backend: str = 'auto',
+) -> Tensor:
+    """Scan a sequence: Mamba's selective scan (arXiv 2312.00752), ungated.
+
+    ``path_scan`` along one path, so without the axis P. Mamba's own function
+    has channels before tokens.
+
+    Args:
+        x: Tokens, shape (batch, length, channels).
+        delta: Step sizes, shape of ``x``.
+        A: Negative decay rates, shape (channels, state).
+        B: Input projections, shape (batch, length, state).
+        C: Output projections, shape of ``B``.
+        D: Skip connection, shape (channels,), or None.
+        delta_bias: Added to ``delta``, shape (channels,).
+        delta_softplus: Whether softplus makes the step sizes of ``delta``
+            and its bias.
+        reverse: Scan from the last token to the first.
+        backend: As of ``path_scan``.
+
+    Returns, raises: as ``path_scan``.
+    """
+    length = x.shape[1] if isinstance(x, Tensor) and x.dim() > 1 else 0
+    path = 'row_reverse' if reverse else 'row'
+    return _run(
+        Tensors(x, delta, A, B, C, D, None, delta_bias),
+        # in the order of the path, as each token has its own parameters
+        Options(1, length, (path,), False, 'path', delta_softplus),
+        backend,
+        with_paths=False,
+    )
+
+
+def multi_directional_scan(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    direction_B: Tensor,
+    height: int,
+    width: int,
+    *,
+    param_order: str = 'raster',
+    num_paths: int = NUM_PATHS,
+    snake: bool = True,
+    backend: str = 'auto',
+) -> Tensor:
+    """Scan tokens along up to four paths (arXiv 2509.04669, eq. 4).
+
+    ``path_scan`` as VCMamba needs it: the paths share all parameters, which
+    have no axis P; ``'raster'`` is what the released weights need, 'path' the
+    paper's equation.
+
+    Args:
+        x: Tokens in raster order, shape (batch, height * width, channels).
+        delta: Step sizes after softplus, shape of ``x``.
+        A: Negative decay rates, shape (channels, state).
+        B: Input projections, shape (batch, height * width, state).
+        C: Output projections, shape of ``B``.
+        D: Skip connection, shape (channels,); it enters once per path.
+        direction_B: theta, added to ``B`` by direction, shape (5, state):
+            begin, right, left, up, down.
+        height: Rows of the feature map.
+        width: Columns of the feature map.
+        param_order: 'raster' or 'path'.
+        num_paths: How many of the four paths, from the first on: 1 is the
+            row snake, 2 adds its reverse, 4 the same of the columns.
+        snake: False for paths that run through every line in the same
+            direction; see ``vcmamba_mm.ops.scan_paths.scan_paths``.
+        backend: As of ``path_scan``.
+
+    Returns, raises: as ``path_scan``.
+
+    Example:
+        >>> x, delta = torch.randn(2, 12, 8), torch.rand(2, 12, 8)
+        >>> A, D = -torch.rand(8, 16), torch.ones(8)
+        >>> B, C = torch.randn(2, 12, 16), torch.randn(2, 12, 16)
+        >>> theta = torch.zeros(5, 16)
+        >>> multi_directional_scan(x, delta, A, B, C, D, theta, 3, 4).shape
+        torch.Size([2, 12, 8])
+    """
+    if num_paths not in range(1, NUM_PATHS + 1):
+        raise ValueError(
+            f'num_paths must be from 1 to {NUM_PATHS}, got {num_paths}'
+        )
+    return _run(
+        Tensors(x, delta, A, B, C, D, direction_B),
+        Options(height, width, PATHS[:num_paths], snake, param_order),
+        backend,
+        with_paths=False,
+    )
