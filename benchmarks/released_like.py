@@ -1,8 +1,8 @@
-"""The baseline: the multi-directional scan the way the released model does it.
+"""The baseline: a scan of a map the way the released models do it.
 
-Four calls of a selective scan for one path, in the layout (batch, channels,
-tokens), with a gather of the tokens before each of them and the inverse
-gather after it. Written from the published equations.
+A call of a selective scan for each path, in the layout (batch, channels,
+tokens), with a gather of the tokens before it and the inverse gather after it.
+Written from the published equations.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vcmamba_mm.ops import mamba_ssm_scan
-from vcmamba_mm.ops.scan_paths import scan_paths
+from vcmamba_mm.ops.scan_inputs import Options, Tensors, share
 
 
 def selective_scan_ref(
@@ -62,29 +62,37 @@ def selective_scans(device: str) -> dict[str, Callable[..., Tensor]]:
     return scans
 
 
-def four_scans(
-    selective_scan: Callable[..., Tensor],
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    direction_B: Tensor,
-    height: int,
-    width: int,
+def path_by_path(
+    selective_scan: Callable[..., Tensor], tensors: Tensors, options: Options
 ) -> Tensor:
-    """As :func:`vcmamba_mm.ops.multi_directional_scan`, in raster order.
+    """As :func:`vcmamba_mm.ops.path_scan`, a selective scan for each path.
 
     The index tables come from the cache.
     """
-    x, delta, B, C = (t.mT.contiguous() for t in (x, delta, B, C))
-    paths = scan_paths(height, width, x.device)
+    x, delta, A, B, C, D, direction_B, _ = tensors
+    x = x.mT.contiguous()
+    # (batch, paths, channels or state, tokens)
+    delta, B, C = (t.movedim(1, 3).contiguous() for t in (delta, B, C))
     outs = []
-    for order, inverse, direction in zip(
-        paths.order, paths.inverse, paths.direction
-    ):
-        theta = direction_B[direction].t()  # (state, tokens)
-        y = selective_scan(x[:, :, order], delta, A, B + theta, C, D)
+    for p, path in enumerate(zip(*options.tables(x.device))):
+        order, inverse, direction = path
+        p = p if len(A) > 1 else 0
+        its = [t[:, p] for t in (delta, B, C)]
+        if options.param_order == 'path':
+            its = [t[:, :, order] for t in its]
+        delta_p, B_p, C_p = its
+        if direction_B is not None:
+            B_p = B_p + direction_B[direction].t()  # (state, tokens)
+        y = selective_scan(x[:, :, order], delta_p, A[p], B_p, C_p, D[p])
         outs.append(y[:, :, inverse])
     return sum(outs).mT.contiguous()
+
+
+def four_scans(
+    selective_scan: Callable[..., Tensor], *tensors_and_size
+) -> Tensor:
+    """As :func:`vcmamba_mm.ops.multi_directional_scan`, in raster order."""
+    *tensors, height, width = tensors_and_size
+    return path_by_path(
+        selective_scan, share(Tensors(*tensors)), Options(height, width)
+    )

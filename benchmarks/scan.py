@@ -1,8 +1,8 @@
-"""Time and memory of the multi-directional scan.
+"""Time and memory of the scan, as the families use it.
 
-All backends that run here against the way the released model does it, which
-is four calls of a selective scan, each between a gather and its inverse. The
-reference backend is the specification and not timed.
+All backends that run here against the way the released models do it, which is
+a selective scan for each path, between a gather and its inverse. The reference
+backend is the specification and not timed.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import measure
 import torch
 import torch.nn.functional as F
 from measure import Goal
-from released_like import RELEASED, four_scans, selective_scans
+from released_like import RELEASED, path_by_path, selective_scans
 from torch import Tensor
 
 from vcmamba_mm.analysis.timing import (
@@ -28,47 +28,89 @@ from vcmamba_mm.analysis.timing import (
     table,
     time_side_by_side,
 )
-from vcmamba_mm.ops import available_backends, multi_directional_scan
+from vcmamba_mm.ops import available_backends, path_scan
+from vcmamba_mm.ops.scan_inputs import Options, Tensors
+from vcmamba_mm.ops.scan_paths import PATHS
 
 TOLERANCE = 1e-4
 FORWARD, BOTH = 'forward', 'forward + backward'
 GRAPH = ', CUDA graph'
-FOUR = '4 \u00d7 '  # before the name of a one-path scan
-NAMES = ('x', 'delta', 'A', 'B', 'C', 'D', 'direction_B')
+
+# paths, whether snakes, whose parameters a step uses, whether paths have own
+FAMILIES = dict(
+    VCMamba=(PATHS, True, 'raster', False),
+    VMamba=(
+        ('row', 'column', 'row_reverse', 'column_reverse'),
+        False,
+        'path',
+        True,
+    ),
+    MambaVision=(('row',), False, 'raster', False),
+)
 
 
 class Case(NamedTuple):
-    """A size; channels and states are those of VCMamba-B."""
+    """A size; channels and states by default those of VCMamba-B."""
 
     batch: int
     height: int
     width: int
     channels: int = 1024
     states: int = 16
+    family: str = 'VCMamba'
 
     @property
     def tokens(self) -> int:
         return self.height * self.width
 
+    @property
+    def own(self) -> bool:
+        """Whether each path has parameters of its own."""
+        return FAMILIES[self.family][3]
+
+    @property
+    def options(self) -> Options:
+        paths, snake, param_order, _ = FAMILIES[self.family]
+        return Options(self.height, self.width, paths, snake, param_order)
+
     def __str__(self) -> str:
-        return f'batch {self.batch}, {self.tokens} tokens'
+        return (
+            f'{self.family}, batch {self.batch}, {self.tokens} tokens, '
+            f'{self.channels} channels'
+        )
 
 
-# stage 4 of 224, 512 and 1024 pixels
+# stage 4 of VCMamba-B at 224, 512 and 1024 pixels
 BATCH_ONE = [Case(1, 7, 7), Case(1, 16, 16), Case(1, 32, 32)]
+# stages 1 and 3 of VMamba-T, stage 3 of MambaVision-T
+VMAMBA_1 = Case(1, 56, 56, 96, 1, 'VMamba')
+VMAMBA_3 = Case(1, 14, 14, 384, 1, 'VMamba')
+MAMBAVISION = Case(4, 14, 14, 160, 8, 'MambaVision')
 CASES = dict(
-    cpu=[*BATCH_ONE, Case(8, 7, 7)],
-    cuda=[*BATCH_ONE, Case(128, 7, 7), Case(16, 16, 16), Case(4, 32, 32)],
+    cpu=[*BATCH_ONE, Case(8, 7, 7), VMAMBA_1, VMAMBA_3, MAMBAVISION],
+    cuda=[
+        *BATCH_ONE,
+        *(Case(128, 7, 7), Case(16, 16, 16), Case(4, 32, 32)),
+        *(case._replace(batch=128) for case in (VMAMBA_1, VMAMBA_3)),
+        MAMBAVISION._replace(batch=128),
+    ],
 )
-QUICK_CASES = [Case(1, 2, 2, 8, 4), Case(2, 3, 4, 8, 4)]
+QUICK_CASES = [Case(1, 2, 2, 8, 4), Case(2, 3, 4, 8, 1, 'VMamba')]
 
 # pass, case: times faster than the baseline, and on the GPU milliseconds,
 # that must be and that are aimed at
 GOALS = dict(
     cpu={
         (FORWARD, Case(1, 7, 7)): dict(times=(4, 15)),
-        (FORWARD, Case(8, 7, 7)): dict(times=(8, 15)),
+        (FORWARD, Case(8, 7, 7)): dict(times=(45, 80)),
         (FORWARD, Case(1, 16, 16)): dict(times=(6, 15)),
+        (FORWARD, VMAMBA_1): dict(times=(30, 60)),
+        (FORWARD, VMAMBA_3): dict(times=(30, 60)),
+        (FORWARD, MAMBAVISION): dict(times=(10, 30)),
+        (BOTH, Case(8, 7, 7)): dict(times=(22.5, 40)),
+        (BOTH, VMAMBA_1): dict(times=(15, 30)),
+        (BOTH, VMAMBA_3): dict(times=(15, 30)),
+        (BOTH, MAMBAVISION): dict(times=(5, 15)),
     },
     cuda={
         (FORWARD + GRAPH, Case(128, 7, 7)): dict(
@@ -85,16 +127,28 @@ GOALS = dict(
 )
 LESS_MEMORY, LESS_MEMORY_TOKENS = 3, 1024
 
-Scan = Callable[..., Tensor]
+Scan = Callable[[Tensors, Options], Tensor]
+
+
+def by_backend(backend: str) -> Scan:
+    def scan(tensors: Tensors, options: Options) -> Tensor:
+        return path_scan(
+            *tensors[:6],
+            *options[:2],
+            paths=options.paths,
+            snake=options.snake,
+            param_order=options.param_order,
+            direction_B=tensors.direction_B,
+            backend=backend,
+        )
+
+    return scan
 
 
 def contestants(device: str) -> dict[str, Scan]:
-    """Scans with the arguments of ``multi_directional_scan``.
-
-    The last of the four-call ones is the baseline.
-    """
+    """Scans by name, those of a path at a time first."""
     scans = {
-        FOUR + name: partial(four_scans, selective_scan)
+        name: partial(path_by_path, selective_scan)
         for name, selective_scan in selective_scans(device).items()
     }
     gpu_only = ('triton', 'mamba_ssm')  # else Triton's interpreter would do
@@ -103,39 +157,40 @@ def contestants(device: str) -> dict[str, Scan]:
             device == 'cuda' or backend not in gpu_only
         )
         if usable and backend != 'reference':
-            scans[backend] = partial(multi_directional_scan, backend=backend)
+            scans[backend] = by_backend(backend)
     return scans
 
 
 def random_inputs(case: Case, device: str) -> list[Tensor]:
-    """The seven inputs, delta as after softplus, and a gradient of y."""
-    wide = case.batch, case.tokens, case.channels
-    narrow = case.batch, case.tokens, case.states
-    tensors = (
-        torch.randn(wide),
-        F.softplus(torch.randn(wide)),
-        -torch.arange(1.0, case.states + 1).repeat(case.channels, 1),
-        torch.randn(narrow),
-        torch.randn(narrow),
-        torch.ones(case.channels),
-        torch.randn(5, case.states),
-        torch.randn(wide),
-    )
+    """The tensors, delta as after softplus, and a gradient of y."""
+    own = len(case.options.paths) if case.own else 1
+    tokens = case.batch, case.tokens
+    tensors = [
+        torch.randn(*tokens, case.channels),
+        F.softplus(torch.randn(*tokens, own, case.channels)),
+        -torch.arange(1.0, case.states + 1).repeat(own, case.channels, 1),
+        torch.randn(*tokens, own, case.states),
+        torch.randn(*tokens, own, case.states),
+        torch.ones(own, case.channels),
+        torch.randn(*tokens, case.channels),
+    ]
+    if case.options.snake:  # theta is VCMamba's
+        tensors.insert(6, torch.randn(5, case.states))
     return [t.to(device) for t in tensors]
 
 
 def run(scan: Scan, inputs: list[Tensor], case: Case) -> Tensor:
     with torch.no_grad():
-        return scan(*inputs[:7], case.height, case.width)
+        return scan(Tensors(*inputs[:-1]), case.options)
 
 
 def run_with_grads(
     scan: Scan, inputs: list[Tensor], case: Case
 ) -> tuple[Tensor, ...]:
-    """y and the gradients of the seven inputs."""
+    """y and the gradients of all tensors."""
     *tensors, grad_y = inputs
     tensors = [t.detach().requires_grad_() for t in tensors]
-    y = scan(*tensors, case.height, case.width)
+    y = scan(Tensors(*tensors), case.options)
     return y.detach(), *torch.autograd.grad(y, tensors, grad_y)
 
 
@@ -150,7 +205,7 @@ def check_all(
     Raises:
         measure.WrongResultError: If one is not within ``TOLERANCE``.
     """
-    reference = partial(multi_directional_scan, backend='reference')
+    reference = by_backend('reference')
     in_float64 = [t.double() for t in inputs]
 
     def results(scan: Scan, inputs: list[Tensor]) -> tuple[Tensor, ...]:
@@ -163,7 +218,7 @@ def check_all(
         name: max(
             measure.check(f'{what} of {name} ({case})', *pair, TOLERANCE)
             for what, *pair in zip(
-                ('y', *NAMES), results(scan, inputs), expected
+                ('y', *Tensors._fields), results(scan, inputs), expected
             )
         )
         for name, scan in scans.items()
@@ -178,6 +233,8 @@ def measure_case(
     with_grads: bool,
 ) -> dict[str, dict]:
     """Errors, times of each pass and peak memory of each contestant."""
+    if case.own:  # not made for that yet
+        scans = {k: scan for k, scan in scans.items() if k != 'triton'}
     buffers = [random_inputs(case, device) for _ in range(BUFFERS)]
     errors = check_all(scans, buffers[0], case, with_grads)
     results = {
@@ -207,7 +264,7 @@ def measure_case(
 
 
 def own_backends(names: Iterable[str]) -> list[str]:
-    return [name for name in names if name in ('torch', 'triton')]
+    return [name for name in names if name in ('torch', 'numba', 'triton')]
 
 
 def check_goals(
@@ -227,7 +284,7 @@ def check_goals(
             key=lambda name: timings[name].median,
         )
         name = f'{label}, {case}: {ours}'
-        if baseline == FOUR + RELEASED[device]:
+        if baseline == RELEASED[device]:
             goals.append(
                 Goal(
                     f'{name} against {baseline}',
@@ -250,7 +307,7 @@ def check_goals(
             goals += [
                 Goal(
                     f'peak memory, {case}: {name} against selective_scan_ref',
-                    its[FOUR + 'selective_scan_ref']['peak_bytes']
+                    its['selective_scan_ref']['peak_bytes']
                     / its[name]['peak_bytes'],
                     must=LESS_MEMORY,
                     unit='\u00d7 less',
@@ -275,16 +332,19 @@ def caption(device: str, baseline: str, results: dict) -> list[str]:
         else "from the allocations that PyTorch's profiler records"
     )
     return [
-        f'Four-path scan, {first.channels} channels, {first.states} states, '
-        f'float32, raster order. "\u00d7" is how many times faster than the '
-        f'baseline, **{baseline}**.',
+        'float32. "\u00d7" is how many times faster than the baseline, '
+        f'**{baseline}**, one call for each path.',
         '',
         *measure.notes(timings),
-        f'- "{FOUR}\u2026" is the way the released model does it: tokens '
-        'transposed to (batch, channels, tokens), four selective scans, each '
-        'between a gather by the path and its inverse. The index tables come '
-        'from a cache here; the release makes them anew in Python in every '
-        'forward pass, which is not in these times. `selective_scan_ref` '
+        '- VCMamba and MambaVision share the parameters of all paths, in '
+        'raster order; VMamba has own ones, which follow the tokens. States: '
+        '16, 8 and 1.',
+        f'- `{baseline}` is called as the released models do it: tokens '
+        'transposed to (batch, channels, tokens), a selective scan for each '
+        'path, between a gather by the path and its inverse. The index tables '
+        'come from a cache here; the releases make them anew in Python in '
+        'every forward pass, which is not in these times. '
+        '`selective_scan_ref` '
         "takes the steps by `unbind`: with mamba-ssm's indexing its backward "
         'pass would be quadratic in the number of tokens.',
         f'- Peak memory is what forward + backward allocates, {peak}; the '
@@ -308,7 +368,7 @@ def report_lines(
     for case, its in results.items():
         base = its[baseline]
         for name, result in its.items():
-            row = [str(case.batch), str(case.tokens), name]
+            row = [case.family, *map(str, case[:1]), str(case.tokens), name]
             for label, timing in result['passes'].items():
                 row += [
                     str(timing),
@@ -321,12 +381,12 @@ def report_lines(
                 f'{result["error"]:.0e}',
             ]
             rows.append(row)
-    header = ['batch', 'tokens', 'contestant']
+    header = ['family', 'batch', 'tokens', 'contestant']
     for label in labels:
         header += [f'{label}, ms', '\u00d7']
     header += ['peak memory, MiB', 'of baseline', 'error']
     return [
-        '# The multi-directional scan',
+        '# The scan',
         '',
         'Written by `benchmarks/scan.py`.',
         '',
@@ -342,6 +402,8 @@ def plot(results: dict[Case, dict[str, dict]]) -> 'measure.Figure':
     """Time per image against tokens."""
     panels = {FORWARD: {}, BOTH: {}}
     for case in sorted(results, key=lambda case: case.tokens):
+        if case.family != 'VCMamba':
+            continue
         for name, result in results[case].items():
             key = name, '' if case.batch == 1 else 'larger batch'
             for label, panel in panels.items():
@@ -373,7 +435,7 @@ def main(argv: list[str] | None = None) -> None:
         begin = time.perf_counter()
         cases = args.cases or (QUICK_CASES if args.quick else CASES[device])
         scans = contestants(device)
-        baseline = [name for name in scans if name.startswith(FOUR)][-1]
+        baseline = [*selective_scans(device)][-1]
         results = {
             case: measure_case(
                 scans, case, device, effort, with_grads=case == cases[0]

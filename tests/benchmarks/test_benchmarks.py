@@ -16,7 +16,8 @@ from mmengine.config import Config
 from vcmamba_mm.analysis.timing import BUFFERS, FULL, Timing, time_side_by_side
 from vcmamba_mm.deploy.export import ExportError
 from vcmamba_mm.inference import get_model
-from vcmamba_mm.ops import multi_directional_scan
+from vcmamba_mm.ops import available_backends
+from vcmamba_mm.ops.scan_inputs import Tensors
 
 
 def run(benchmark, folder):
@@ -52,11 +53,11 @@ def check_timing(timing):
 def test_scan_benchmark(tmp_path):
     run(scan, tmp_path)
     rows = read_report(tmp_path, 'scan')['results']
-    assert {row['contestant'] for row in rows} == {
-        '4 \u00d7 selective_scan_ref',
-        'torch',
-    }
-    assert len(rows) == 2 * len(scan.QUICK_CASES)
+    contestants = {'selective_scan_ref', 'torch'}
+    if available_backends()['numba'] is None:
+        contestants.add('numba')
+    assert {row['contestant'] for row in rows} == contestants
+    assert len(rows) == len(contestants) * len(scan.QUICK_CASES)
     for row in rows:
         assert 0 < row['error'] < 1e-5 and row['peak_bytes'] > 1000
         assert set(row['passes']) == {'forward', 'forward + backward'}
@@ -170,14 +171,17 @@ def test_whole_plan_can_be_drawn(device, plan):
     )
 
 
-def scan_in_one_row(*inputs):
-    *tensors, height, width = inputs
-    return multi_directional_scan(*tensors, 1, height * width)
+RIGHT = scan.by_backend('torch')
 
 
-def wrong_gradient(*inputs):
-    B = inputs[3]
-    return multi_directional_scan(*inputs) + (B - B.detach()).sum()
+def scan_in_one_row(tensors, options):
+    tokens = options.height * options.width
+    return RIGHT(tensors, options._replace(height=1, width=tokens))
+
+
+def wrong_gradient(tensors, options):
+    B = tensors.B
+    return RIGHT(tensors, options) + (B - B.detach()).sum()
 
 
 @pytest.mark.parametrize(
@@ -189,10 +193,7 @@ def test_wrong_scan_stops_the_benchmark(broken, named, tmp_path, monkeypatch):
     monkeypatch.setattr(
         scan,
         'contestants',
-        lambda device: {
-            '4 \u00d7 right': multi_directional_scan,
-            'broken': broken,
-        },
+        lambda device: dict(selective_scan_ref=RIGHT, broken=broken),
     )
     with pytest.raises(WrongResultError, match=f'{named}.*is wrong'):
         run(scan, tmp_path)
@@ -217,14 +218,17 @@ def test_not_a_number_is_wrong():
         measure.check('it', torch.tensor(math.nan), torch.ones(()).double(), 1)
 
 
+@pytest.mark.parametrize('family', scan.FAMILIES)
 @pytest.mark.parametrize('size', [(1, 1), (3, 4), (5, 2)])
-def test_baseline_is_the_scan(size):
-    inputs = scan.random_inputs(scan.Case(2, *size, 6, 3), 'cpu')[:7]
+def test_baseline_is_the_scan(size, family):
+    case = scan.Case(2, *size, 6, 3, family)
+    inputs = scan.random_inputs(case, 'cpu')[:-1]
     inputs = [t.double().requires_grad_() for t in inputs]
-    y = released_like.four_scans(
-        released_like.selective_scan_ref, *inputs, *size
+    tensors = Tensors(*inputs)
+    y = released_like.path_by_path(
+        released_like.selective_scan_ref, tensors, case.options
     )
-    expected = multi_directional_scan(*inputs, *size, backend='reference')
+    expected = scan.by_backend('reference')(tensors, case.options)
     torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
     for grad, reference in zip(
         torch.autograd.grad(y.square().sum(), inputs),
