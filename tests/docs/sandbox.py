@@ -126,11 +126,17 @@ CHECKPOINTS = {
 }
 WRITE_CHECKPOINTS = """
 from pathlib import Path
+import torch
 from vcmamba_mm.checkpoints import to_released, write_checkpoint
 from vcmamba_mm.demo.data import write_dataset
 from vcmamba_mm.inference import get_model
 from vcmamba_mm.model_zoo import load_config
+from vcmamba_mm.ops import selective_scan
 
+# It is compiled here, and not in every copy.
+x = torch.rand(1, 2, 4, requires_grad=True)
+y = selective_scan(x, x, -x[0, 0, :, None], x[..., :1], x[..., :1])
+y.sum().backward()
 write_dataset('data/demo')
 for path, (name, released) in {checkpoints}.items():
     cfg = load_config(name)
