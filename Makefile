@@ -75,7 +75,7 @@ test-frozen: $(FROZEN_VENV)/installed
 		tests/tools/test_train_and_test.py tests/tools/test_wrong_input.py \
 		tests/training/test_errors.py tests/training/test_results.py
 
-# Follows every command of README and docs: at most 10 minutes.
+# Follows every command of README and docs: at most 20 minutes.
 test-docs: $(VENV)/installed
 	OMP_NUM_THREADS=1 python -m pytest tests/docs -m docs -n 2 --dist worksteal
 
@@ -85,7 +85,8 @@ test-peers: $(VENV)/installed
 
 # Kills processes and hosts, fills disks: at most 20 minutes.
 test-faults: $(VENV)/installed
-	OMP_NUM_THREADS=1 python -m pytest tests/faults -m faults
+	OMP_NUM_THREADS=1 python -m pytest tests/faults -m faults -n 2 \
+		--dist loadfile
 
 # What a GPU has to show: the kernels on it, at all sizes; SyncBN; times.
 gpu: $(VENV)/installed
