@@ -151,12 +151,10 @@ def contestants(device: str) -> dict[str, Scan]:
         name: partial(path_by_path, selective_scan)
         for name, selective_scan in selective_scans(device).items()
     }
-    gpu_only = ('triton', 'mamba_ssm')  # else Triton's interpreter would do
+    # Without a GPU Triton's interpreter would do.
+    elsewhere = ('numba',) if device == 'cuda' else ('triton', 'mamba_ssm')
     for backend, reason in available_backends().items():
-        usable = reason is None and (
-            device == 'cuda' or backend not in gpu_only
-        )
-        if usable and backend != 'reference':
+        if reason is None and backend not in ('reference', *elsewhere):
             scans[backend] = by_backend(backend)
     return scans
 

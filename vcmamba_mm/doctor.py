@@ -105,7 +105,8 @@ def main() -> None:
             print(f'{part}: {check_part(part)}')
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     for name, reason in available_backends().items():
-        print(f'scan backend {name}: {reason or check_backend(name, device)}')
+        where = 'cpu' if name == 'numba' else device
+        print(f'scan backend {name}: {reason or check_backend(name, where)}')
     for key, value in collect_env().items():
         print(f'{key}: {value}')
 

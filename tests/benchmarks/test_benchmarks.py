@@ -84,6 +84,8 @@ def export(monkeypatch):
         pytest.importorskip(name)
     import export
 
+    import vcmamba_mm.classification  # noqa: F401 - registers the head
+
     def build(name, size):
         cfg = dict(model=smallest_classifier_cfg(), default_scope='mmpretrain')
         model = get_model(Config(cfg), device='cpu')

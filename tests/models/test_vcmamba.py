@@ -61,6 +61,7 @@ def test_arch_is_what_it_says():
         (dict(mixer_cfg=dict(backend='cuda')), "unknown scan backend 'cuda'"),
         (dict(mixer_cfg=dict(param_order='rows')), 'param_order'),
         (dict(mixer_cfg=dict(conv_size=4)), 'conv_size must be odd'),
+        (dict(mixer_cfg=dict(dt_bias_scale=0)), 'dt_bias_scale must not be 0'),
     ],
 )
 def test_bad_arguments(kwargs, message):

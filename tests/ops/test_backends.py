@@ -31,8 +31,10 @@ def backend(name, *others, gpu=False):
     """A parameter (name, *others) with the marks that the backend needs."""
     if name == 'mamba_ssm':
         gpu = True
-    reason = str(WHY_NOT[name])
-    marks = [pytest.mark.skipif(WHY_NOT[name] is not None, reason=reason)]
+    reason = WHY_NOT[name]
+    if name == 'numba' and DEVICE != 'cpu':
+        reason = 'runs on CPUs, see test_path_scan.py'
+    marks = [pytest.mark.skipif(reason is not None, reason=str(reason))]
     return pytest.param(name, *others, marks=[pytest.mark.gpu] * gpu + marks)
 
 

@@ -3,6 +3,7 @@
 import concurrent.futures
 import logging
 import multiprocessing
+import os
 import subprocess
 import sys
 
@@ -11,7 +12,11 @@ import torch
 from conftest import ROOT
 from scan_cases import make_inputs
 
-from vcmamba_mm.ops import available_backends, multi_directional_scan
+from vcmamba_mm.ops import (
+    available_backends,
+    multi_directional_scan,
+    selective_scan,
+)
 
 pytestmark = pytest.mark.skipif(
     available_backends()['numba'] is not None,
@@ -133,6 +138,35 @@ def test_not_a_number_stays_one():
     delta[0, 0, 1] = float('nan')
     y = multi_directional_scan(x, delta, *others[1:], 5, 8, backend='numba')
     assert y[0, :, 1].isnan().any() and y[0, :, 2:].isfinite().all()
+
+
+def test_saved_programs_choose_where_they_run(tmp_path):
+    """Not where they were traced: elsewhere may be a GPU, or no Numba."""
+
+    class Scan(torch.nn.Module):
+        def forward(self, x, delta, A, B):
+            return selective_scan(x, delta, A, B, B)
+
+    x, A, B = torch.rand(1, 3, 2), -torch.rand(2, 4), torch.rand(1, 3, 4)
+    inputs = (x, x, A, B)
+    torch.jit.trace(Scan(), inputs).save(tmp_path / 'scan.pt')
+    program = torch.export.export(Scan(), inputs)
+    torch.export.save(program, tmp_path / 'scan.pt2')
+    torch.save((inputs, Scan()(*inputs)), tmp_path / 'expected.pth')
+    script = (
+        'import sys; sys.modules["numba"] = None\n'
+        'import torch, vcmamba_mm.ops\n'
+        'inputs, expected = torch.load("expected.pth")\n'
+        'for scan in (torch.jit.load("scan.pt"), '
+        'torch.export.load("scan.pt2").module()):\n'
+        '    torch.testing.assert_close(scan(*inputs), expected)\n'
+    )
+    subprocess.run(
+        [sys.executable, '-c', script],
+        cwd=tmp_path,
+        env=dict(os.environ, PYTHONPATH=str(ROOT)),
+        check=True,
+    )
 
 
 def test_works_without_numba():

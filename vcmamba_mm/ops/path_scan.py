@@ -1,7 +1,6 @@
 """The one scan: its faces, and the choice of a backend."""
 
 import os
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from .scan_inputs import (
     check_tensors,
     share,
 )
-from .scan_operator import BackendError
+from .scan_operator import BackendError, why_no_numba
 from .scan_paths import NUM_PATHS, PATHS
 
 
@@ -40,30 +39,10 @@ def _interprets_triton() -> bool:
     return os.environ.get('TRITON_INTERPRET') == '1'
 
 
-def _why_no_numba() -> str | None:
-    try:
-        from . import numba_scan  # noqa: F401
-    except ImportError as error:
-        return f'numba cannot be imported ({error}): pip install numba'
-    except RuntimeError as error:  # it finds no folder for what it compiles
-        return f'numba: {error}. NUMBA_CACHE_DIR=DIR names one'
-    return None
-
-
-@cache
-def _has_numba() -> bool:
-    return _why_no_numba() is None
-
-
-@torch.compiler.assume_constant_result  # nothing of it is to be traced
-def _default_on_cpu() -> str:
-    return 'numba' if _has_numba() else 'torch'
-
-
 _WHY_NOT = dict(
     reference=lambda: None,
     torch=lambda: None,
-    numba=_why_no_numba,
+    numba=why_no_numba,
     triton=_why_no_triton,
     mamba_ssm=mamba_ssm_scan.why_not,
 )
@@ -82,9 +61,7 @@ def available_backends() -> dict[str, str | None]:
 
 def _choose_backend(backend: str, device: torch.device) -> str:
     if backend == 'auto':
-        # The triton kernels have not run on a GPU yet, only in Triton's
-        # interpreter: they have to be asked for.
-        return _default_on_cpu() if device.type == 'cpu' else 'torch'
+        return backend  # the operator decides, where it runs
     if backend not in BACKENDS:
         raise ValueError(
             f"unknown scan backend {backend!r}: choose 'auto' or one of "

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import cache
 from types import ModuleType
 
 import torch
@@ -36,6 +37,7 @@ def unpack(x_map: Tensor, *others) -> tuple[Tensors, Options, str]:
         param_order,
         delta_softplus,
     )
+    backend = _resolve(backend, x_map.device)
     return Tensors(x_map.flatten(1, 2), *tensors), options, backend
 
 
@@ -70,6 +72,33 @@ def _step_size_grads(
     return grads._replace(delta=grad, delta_bias=grad_bias)
 
 
+def why_no_numba() -> str | None:
+    try:
+        from . import numba_scan  # noqa: F401
+    except ImportError as error:
+        return f'numba cannot be imported ({error}): pip install numba'
+    except RuntimeError as error:  # it finds no folder for what it compiles
+        return f'numba: {error}. NUMBA_CACHE_DIR=DIR names one'
+    return None
+
+
+@cache
+def _has_numba() -> bool:
+    return why_no_numba() is None
+
+
+def _resolve(backend: str, device: torch.device) -> str:
+    """Take for 'auto' what is best here and now.
+
+    Not before: traces and exported programs are saved with the name, and run
+    on other devices and machines. The triton kernels have not run on a GPU
+    yet, only in Triton's interpreter: they have to be asked for.
+    """
+    if backend != 'auto':
+        return backend
+    return 'numba' if device.type == 'cpu' and _has_numba() else 'torch'
+
+
 def _module(backend: str) -> ModuleType:
     """Of a backend that computes in the dtype it is given."""
     if backend == 'numba':
@@ -97,7 +126,7 @@ def _scan(
     save_states: bool,
 ) -> tuple[Tensor, Tensor]:
     """y in the dtype of the computation, and what the backward pass needs."""
-    tensors, options, _ = unpack(
+    tensors, options, backend = unpack(
         *(x, delta, A, B, C, D, direction_B, delta_bias),
         *(paths, snake, param_order, delta_softplus, backend),
     )
@@ -148,7 +177,7 @@ def _scan_backward(
 ) -> tuple[
     Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
 ]:  # of what is no tensor an empty one
-    tensors, options, _ = unpack(
+    tensors, options, backend = unpack(
         *(x, delta, A, B, C, D, direction_B, delta_bias),
         *(paths, snake, param_order, delta_softplus, backend),
     )
@@ -265,7 +294,7 @@ def call(
     Args:
         tensors: With an axis of paths.
         options: Of the scan.
-        backend: 'torch', 'numba' or 'triton'.
+        backend: 'auto', 'torch', 'numba' or 'triton'.
         save_states: Whether gradients will be asked for.
     """
     height, width, paths, *others = options
