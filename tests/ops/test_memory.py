@@ -4,9 +4,12 @@ import measure
 import pytest
 import torch
 from released_like import four_scans, selective_scan_ref
+from test_backends import backend
+from test_path_scan import VMAMBA, cast, make, scan
 from test_scan import make_inputs
 
 from vcmamba_mm.ops import multi_directional_scan
+from vcmamba_mm.ops.scan_inputs import Options
 
 HEIGHT, WIDTH, CHANNELS, STATES = 32, 32, 16, 16
 
@@ -41,3 +44,22 @@ def test_a_third_of_the_memory_of_four_selective_scans():
     assert ours <= theirs / 3
     # Not even one state for each path, token and channel is kept at a time.
     assert ours < 4 * HEIGHT * WIDTH * CHANNELS * STATES * 4
+
+
+@pytest.mark.parametrize('name', [backend('numba')])
+def test_little_more_than_what_comes_and_goes(name):
+    """VMamba's first stage: delta is four times as large as x."""
+    tensors = cast(
+        make((56, 56), True, 96, 1, 1, ('direction_B',), VMAMBA),
+        torch.float32,
+    )
+    given = [t for t in tensors if t is not None]
+    options = Options(56, 56, VMAMBA, False, 'path', delta_softplus=True)
+
+    def call(_):
+        y = scan(tensors, options, name)
+        return torch.autograd.grad(y.sum(), given)
+
+    inputs = sum(t.nbytes for t in given)
+    needed = inputs + tensors.x.nbytes + inputs  # y is like x
+    assert inputs + measure.peak_memory(call, 'cpu') <= 1.3 * needed

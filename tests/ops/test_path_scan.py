@@ -260,45 +260,53 @@ def selective_scan_ref(
     return y if D is None else y + D[:, None] * u
 
 
-@pytest.mark.parametrize('reverse', [False, True])
-@pytest.mark.parametrize('with_bias', [False, True])
-@pytest.mark.parametrize('with_D', [False, True])
-@pytest.mark.parametrize('softplus', [False, True])
-@pytest.mark.parametrize('length', [1, 8, 41])
-def test_selective_scan_is_mambas(
-    length, softplus, with_D, with_bias, reverse
-):
-    x, delta, A, B, C, D, _, bias = (
-        t.detach() for t in make((1, length), False, 6, 4)
-    )
-    tensors = [x, delta[:, :, 0], A[0], B[:, :, 0], C[:, :, 0], D[0], bias[0]]
-    tensors = [t.clone().requires_grad_() for t in tensors]
-    x, delta, A, B, C, D, bias = tensors
-
-    def first(t):
-        return (t.flip(1) if reverse else t).transpose(1, 2)
-
-    expected = selective_scan_ref(
-        *(first(x), first(delta), A, first(B), first(C)),
-        D if with_D else None,
-        delta_bias=bias if with_bias else None,
-        delta_softplus=softplus,
-    ).transpose(1, 2)
-    expected = expected.flip(1) if reverse else expected
+@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64], ids=str)
+def test_softplus_and_its_slope(dtype, backend):
+    """From a state of 0, with x, B and C of 1, a token's y is its step."""
+    before = torch.linspace(-87, 100, 3001, dtype=torch.float64).to(dtype)
+    ones = torch.ones(3001, 1, 1, dtype=dtype)
+    delta = before[:, None, None].requires_grad_()
     y = selective_scan(
-        *(x, delta, A, B, C, D if with_D else None),
-        delta_bias=bias if with_bias else None,
-        delta_softplus=softplus,
-        reverse=reverse,
+        *(ones, delta, -ones[0], ones, ones),
+        delta_softplus=True,
+        backend=backend,
     )
-    torch.testing.assert_close(y, expected)
-    grad_y = torch.randn_like(y)
-    for a, b in zip(
-        torch.autograd.grad(y, tensors, grad_y, allow_unused=True),
-        torch.autograd.grad(expected, tensors, grad_y, allow_unused=True),
-    ):
-        assert (a is None) == (b is None)
-        assert a is None or torch.testing.assert_close(a, b) is None
+    (slope,) = torch.autograd.grad(y.sum(), delta)
+    exact = before.detach().double()
+    step = exact.exp().log1p().where(exact <= 20, exact)
+    slope_of_step = exact.sigmoid().where(exact <= 20, torch.ones(()).double())
+    rtol = 1e-6 if dtype == torch.float32 else 1e-14
+    for result, expected in ((y, step), (slope, slope_of_step)):
+        torch.testing.assert_close(
+            result.detach().flatten().double(), expected, rtol=rtol, atol=0
+        )
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_softplus_far_away(backend):
+    values = torch.tensor([-float('inf'), -1e30, -104, 1e30, float('inf')])
+    ones = torch.ones(5, 1, 1)
+    y = selective_scan(
+        *(ones, values[:, None, None], -ones[0], ones, ones),
+        delta_softplus=True,
+        backend=backend,
+    )
+    expected = torch.tensor([0, 0, 0, 1e30, float('inf')])
+    torch.testing.assert_close(y.flatten(), expected, rtol=0, atol=1e-37)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('channels', [1, 31, 32, 33, 64, 300])
+def test_every_number_of_channels(backend, channels):
+    """Of vectors and tiles one, some, and parts."""
+    for own in (False, True):
+        options = Options(1, 3, PATHS, False, 'raster', True)
+        compare(
+            make((1, 3), own, channels, 16, 1),
+            options,
+            lambda t, options=options: scan(t, options, backend),
+        )
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,9 @@ from . import torch_scan
 from .scan_inputs import Options, Tensors
 from .scan_paths import NUM_PATHS
 
+# Backends whose kernels add the bias of delta and take its softplus.
+SOFTPLUS_INSIDE = ('numba',)
+
 
 class BackendError(RuntimeError):
     """A scan backend that cannot be used here."""
@@ -50,8 +53,10 @@ def _cast(tensors: Tensors, options: Options, backend: str) -> Tensors:
     return tensors.to(compute_dtype(tensors.x))
 
 
-def _step_sizes(tensors: Tensors, options: Options) -> Tensors:
+def _step_sizes(tensors: Tensors, options: Options, backend: str) -> Tensors:
     """Add the bias and take softplus, for backends that do not."""
+    if backend in SOFTPLUS_INSIDE:
+        return tensors
     delta = tensors.delta
     if tensors.delta_bias is not None:
         delta = delta + tensors.delta_bias
@@ -61,13 +66,15 @@ def _step_sizes(tensors: Tensors, options: Options) -> Tensors:
 
 
 def _step_size_grads(
-    grads: Tensors, tensors: Tensors, options: Options
+    grads: Tensors, tensors: Tensors, options: Options, backend: str
 ) -> Tensors:
     """Transpose of ``_step_sizes``."""
+    if backend in SOFTPLUS_INSIDE:
+        return grads
     grad, bias = grads.delta, tensors.delta_bias
     if options.delta_softplus:
         before = tensors.delta if bias is None else tensors.delta + bias
-        grad = grad * torch.sigmoid(before)
+        grad = torch.ops.aten.softplus_backward(grad, before, 1, 20)
     grad_bias = None if bias is None else grad.sum((0, 1))
     return grads._replace(delta=grad, delta_bias=grad_bias)
 
@@ -132,7 +139,9 @@ def _scan(
     )
     # Matrix products would otherwise fall to half precision.
     with torch.autocast(x.device.type, enabled=False):
-        tensors = _step_sizes(_cast(tensors, options, backend), options)
+        tensors = _step_sizes(
+            _cast(tensors, options, backend), options, backend
+        )
         if backend == 'triton':
             from . import triton_scan
 
@@ -183,7 +192,7 @@ def _scan_backward(
     )
     with torch.autocast(x.device.type, enabled=False):
         given = _cast(tensors, options, backend)
-        ready = _step_sizes(given, options)
+        ready = _step_sizes(given, options, backend)
         if backend == 'triton':
             from . import triton_scan
 
@@ -194,7 +203,7 @@ def _scan_backward(
             grads = module.scan_backward(
                 grad_y.to(compute_dtype(x)), ready, saved, options
             )
-        grads = _step_size_grads(grads, given, options)
+        grads = _step_size_grads(grads, given, options, backend)
     return tuple(
         x.new_empty(0) if t is None else g.to(t.dtype).reshape(t.shape)
         for g, t in zip(
