@@ -285,21 +285,22 @@ def _zeros(like, shape):
 def _forward_group(t, saved, y, image, p, start, stop, first, paths):
     """``paths`` paths from ``first`` on, which share the parameters p."""
     x, delta, A, B, C, _, theta, bias, order, places, direction, softplus = t
-    num_states = A.shape[1]
-    h = _zeros(x, (-(-(stop - start) // LANES), paths, num_states, LANES))
+    num_states = A.shape[2]
+    h = _zeros(x, (stop - start, paths, num_states, LANES))
     decays = _zeros(x, (num_states, LANES))
     for i in range(order.shape[1]):
         q = places[first, i]
         for v in range(len(h)):
-            e = start + v * LANES
+            w = start + v
+            e = w * LANES
             d = _load(delta, (image, q, p, e)) + _load(bias, (p, e))
             d = _softplus(d) if softplus else d
             for n in range(num_states):
-                _store(decays, (n, 0), _exp(d * _load(A, (p, n, e))))
+                _store(decays, (n, 0), _exp(d * _load(A, (p, w, n, 0))))
             for k in range(paths):
                 if i % CHUNK == 0 and len(saved):
                     for n in range(num_states):
-                        kept = (i // CHUNK, image, first + k, n, e)
+                        kept = (i // CHUNK, image, first // paths, w, n, k, 0)
                         _store(saved, kept, _load(h, (v, k, n, 0)))
                 to, at = (
                     direction[first + k, i],
@@ -321,27 +322,27 @@ def forward(t, saved, y, paths, tile, first_job, last_job):
     """Jobs number ``first_job`` to ``last_job`` - 1.
 
     Args:
-        t: x (batch, L, channels), delta (batch, L, P, channels), A (P, state,
-            channels), B and C (batch, L, P, state), skip (channels), theta
-            (5, state), bias of delta (P, channels); order, that of the
-            parameters, and directions (paths, L); whether to take softplus.
-            The channels fill vectors.
-        saved: For the states, (chunks, batch, paths, state, channels); of no
-            chunks if they are not to be kept.
+        t: x (batch, L, channels), delta (batch, L, P, channels), A (P,
+            vectors, state, LANES), B and C (batch, L, P, state), skip
+            (channels), theta (5, state), bias of delta (P, channels); order,
+            that of the parameters, and directions (paths, L); whether to take
+            softplus. The channels fill vectors.
+        saved: For the states, (chunks, batch, groups of paths, vectors, state,
+            paths of a group, LANES); of no chunks if they are not to be kept.
         y: For the output, like x.
         paths: How many are walked at once.
-        tile: Channels of a job.
+        tile: Vectors of a job.
         first_job: Number, by images and then tiles.
         last_job: Likewise, not included.
     """
     x, _, A, _, _, skip = t[:6]
-    _, length, channels = x.shape
-    tiles = -(-channels // tile)
+    vectors = A.shape[1]
+    tiles = -(-vectors // tile)
     for job in range(first_job, last_job):
         image, start = job // tiles, job % tiles * tile
-        stop = min(start + tile, channels)
-        for i in range(length):
-            for e in range(start, stop, LANES):
+        stop = min(start + tile, vectors)
+        for i in range(x.shape[1]):
+            for e in range(start * LANES, stop * LANES, LANES):
                 out = _load(skip, (e,)) * _load(x, (image, i, e))
                 _store(y, (image, i, e), out)
         for first in range(0, len(t[8]), paths):
@@ -356,8 +357,8 @@ def _backward_group(
     """The gradients of ``_forward_group``, added to what is there."""
     x, delta, A, B, C, _, theta, bias, order, places, direction, softplus = t
     grad_x, grad_delta, grad_A, grad_B, grad_C, _, grad_theta = grads
-    num_states, length = A.shape[1], order.shape[1]
-    g = _zeros(x, (-(-(stop - start) // LANES), num_states, paths, LANES))
+    num_states, length = A.shape[2], order.shape[1]
+    g = _zeros(x, (stop - start, num_states, paths, LANES))
     h = _zeros(x, (CHUNK + 1, paths, LANES))
     decays = _zeros(x, (CHUNK, LANES))
     steps = _zeros(x, (CHUNK, LANES))
@@ -374,7 +375,8 @@ def _backward_group(
         sums_B[:] = 0
         sums_C[:] = 0
         for v in range(len(g)):
-            e = start + v * LANES
+            w = start + v
+            e = w * LANES
             for j in range(size):
                 q = places[first, begin + j]
                 d = _load(delta, (image, q, p, e)) + _load(bias, (p, e))
@@ -387,10 +389,11 @@ def _backward_group(
                     _store(grad_inputs, (j, k, 0), _filled(d, 0.0))
                     _store(grad_outs, (j, k, 0), _load(grad_y, at))
             for n in range(num_states):
-                a = _load(A, (p, n, e))
-                grad_a = _load(grad_A, (image, p, n, e))
+                a = _load(A, (p, w, n, 0))
+                grad_a = _load(grad_A, (image, p, w, n, 0))
                 for k in range(paths):
-                    state = _load(saved, (chunk, image, first + k, n, e))
+                    kept = (chunk, image, first // paths, w, n, k, 0)
+                    state = _load(saved, kept)
                     _store(h, (0, k, 0), state)
                 for j in range(size):
                     q = places[first, begin + j]
@@ -427,7 +430,7 @@ def _backward_group(
                     grad_exponent = grad_decay * decay
                     _add(grad_steps, (j, 0), grad_exponent * a)
                     grad_a = grad_a + grad_exponent * _load(steps, (j, 0))
-                _store(grad_A, (image, p, n, e), grad_a)
+                _store(grad_A, (image, p, w, n, 0), grad_a)
             for j in range(size):
                 d, grad_d = _load(steps, (j, 0)), _load(grad_steps, (j, 0))
                 for k in range(paths):
@@ -463,13 +466,13 @@ def backward(t, grad_y, saved, grads, paths, tile, first_job, last_job):
     """
     x, _, A, _, _, skip = t[:6]
     grad_x, _, _, _, _, grad_skip, _ = grads
-    _, length, channels = x.shape
-    tiles = -(-channels // tile)
+    vectors = A.shape[1]
+    tiles = -(-vectors // tile)
     for job in range(first_job, last_job):
         image, part = job // tiles, job % tiles
-        start, stop = part * tile, min((part + 1) * tile, channels)
-        for i in range(length):
-            for e in range(start, stop, LANES):
+        start, stop = part * tile, min((part + 1) * tile, vectors)
+        for i in range(x.shape[1]):
+            for e in range(start * LANES, stop * LANES, LANES):
                 grad_out = _load(grad_y, (image, i, e))
                 _store(grad_x, (image, i, e), _load(skip, (e,)) * grad_out)
                 _add(grad_skip, (image, e), _load(x, (image, i, e)) * grad_out)

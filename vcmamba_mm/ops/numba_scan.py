@@ -85,12 +85,18 @@ def _array(tensor: Tensor, padding: int = 0) -> np.ndarray:
     return torch.from_dlpack(to_dlpack(tensor)).numpy()
 
 
+def _paths_at_once(tensors: Tensors, options: Options) -> int:
+    """Those that use the same parameters in the same order."""
+    together = len(tensors.A) == 1 and options.param_order == 'raster'
+    return len(options.paths) if together else 1
+
+
 class _Job(NamedTuple):
     """What both passes need."""
 
     inputs: tuple[np.ndarray | bool, ...]
     paths: int  # walked at once
-    tile: int  # channels
+    tile: int  # vectors of channels
     tiles: int
     jobs: int
     work: int  # states to be updated
@@ -112,15 +118,18 @@ def _job(tensors: Tensors, options: Options) -> _Job:
     raster = options.param_order == 'raster'
     places = torch.arange(length).expand_as(order) if raster else order
     padding = _padding(channels)
+    if padding:
+        A = F.pad(A, (0, 0, 0, padding))
+    A = A.unflatten(1, (-1, LANES)).mT
     inputs = (
-        *(_array(t, padding) for t in (x, delta, A.mT)),
-        *(_array(B), _array(C), _array(skip, padding), _array(theta)),
-        _array(bias, padding),
+        *(_array(x, padding), _array(delta, padding)),
+        *(_array(A), _array(B), _array(C), _array(skip, padding)),
+        *(_array(theta), _array(bias, padding)),
         *(_array(t) for t in (order, places, direction)),
         options.delta_softplus,
     )
-    paths = num_paths if raster and len(A) == 1 else 1
-    vectors = (channels + padding) // LANES
+    paths = _paths_at_once(tensors, options)
+    vectors = A.shape[1]
     fitting = _STATE_BYTES // (paths * num_states * LANES * x.itemsize)
     # A tile for each thread, if there are fewer images.
     tiles = -(-torch.get_num_threads() // max(1, batch))
@@ -129,7 +138,7 @@ def _job(tensors: Tensors, options: Options) -> _Job:
     return _Job(
         inputs,
         paths,
-        tile * LANES,
+        tile,
         tiles,
         batch * tiles,
         batch * length * channels * num_paths * num_states,
@@ -139,12 +148,10 @@ def _job(tensors: Tensors, options: Options) -> _Job:
 def states_shape(tensors: Tensors, options: Options) -> tuple[int, ...]:
     """Of the states that the forward pass keeps for the backward pass."""
     batch, length, channels = tensors.x.shape
+    paths = _paths_at_once(tensors, options)
     return (
-        -(-length // CHUNK),
-        batch,
-        len(options.paths),
-        tensors.A.shape[2],
-        channels + _padding(channels),
+        *(-(-length // CHUNK), batch, len(options.paths) // paths),
+        *(-(-channels // LANES), tensors.A.shape[2], paths, LANES),
     )
 
 
@@ -181,10 +188,11 @@ def scan_backward(
     own, num_states = len(A), A.shape[2]
     padding = _padding(channels)
     padded = channels + padding
+    vectors = padded // LANES
     grads = (
         x.new_empty(batch, length, padded),
         x.new_empty(batch, length, own, padded),
-        x.new_zeros(batch, own, num_states, padded),
+        x.new_zeros(batch, own, vectors, num_states, LANES),
         x.new_zeros(job.tiles, *B.shape),
         x.new_zeros(job.tiles, *B.shape),
         x.new_zeros(batch, padded),
@@ -205,6 +213,7 @@ def scan_backward(
     )
     grad_x, grad_delta, grad_A, grad_B, grad_C, grad_skip, grad_theta = grads
     grad_delta = grad_delta[..., :channels]
+    grad_A = grad_A.sum(0).mT.flatten(1, 2)
     grad_D = None
     if D is not None:
         grad_D = grad_skip[:, :channels].sum(0).expand_as(D)
@@ -212,7 +221,7 @@ def scan_backward(
     return Tensors(
         grad_x[..., :channels],
         grad_delta,
-        grad_A[..., :channels].sum(0).mT,
+        grad_A[:, :channels],
         grad_B.sum(0),
         grad_C.sum(0),
         grad_D,
