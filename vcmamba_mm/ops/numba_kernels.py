@@ -302,10 +302,8 @@ def _forward_group(t, saved, y, image, p, start, stop, first, paths):
                     for n in range(num_states):
                         kept = (i // CHUNK, image, first // paths, w, n, k, 0)
                         _store(saved, kept, _load(h, (v, k, n, 0)))
-                to, at = (
-                    direction[first + k, i],
-                    (image, order[first + k, i], e),
-                )
+                at = (image, order[first + k, i], e)
+                to = direction[first + k, i]
                 step, out = d * _load(x, at), _load(y, at)
                 for n in range(num_states):
                     b = _load_one(B, (image, q, p, n))

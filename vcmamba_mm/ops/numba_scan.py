@@ -1,6 +1,7 @@
 """The scan on a CPU, by Numba: jobs for its kernels, divided among threads.
 
-The threads are our own, and run without Python's lock.
+The threads are our own, and run without Python's lock. Channels that do not
+fill vectors are copied with zeros behind them.
 """
 
 import logging
@@ -87,7 +88,7 @@ def _array(tensor: Tensor, padding: int = 0) -> np.ndarray:
 
 def _paths_at_once(tensors: Tensors, options: Options) -> int:
     """Those that use the same parameters in the same order."""
-    together = len(tensors.A) == 1 and options.param_order == 'raster'
+    together = tensors.A.shape[0] == 1 and options.param_order == 'raster'
     return len(options.paths) if together else 1
 
 
