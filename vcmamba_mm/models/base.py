@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..checkpoints import init_from_pretrained
-from .layers import Blocks, resize_pos_embed
+from .layers import Blocks, is_float32_on_cpu, resize_pos_embed
 
 
 class InputSizeError(ValueError):
@@ -30,6 +30,8 @@ def _check_input(x: Tensor, in_channels: int, smallest: int) -> Tensor:
             f'total stride {smallest}: resize or pad it to at least '
             f'{smallest} x {smallest}'
         )
+    if is_float32_on_cpu(x):
+        x = x.contiguous(memory_format=torch.channels_last)
     return x
 
 
@@ -206,6 +208,9 @@ class BaseBackbone(BaseModule):
 
     def check_input(self, x: Tensor) -> Tensor:
         """Return the images if they can be an input.
+
+        float32 on a CPU in channels-last memory, which convolutions hand on:
+        the matrix products of ``PointwiseConv2d`` read it as it is.
 
         Raises:
             InputSizeError: If they are smaller than ``smallest``, or have

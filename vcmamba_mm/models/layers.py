@@ -1,4 +1,4 @@
-"""What the families share: stochastic depth, blocks in a row, stages."""
+"""What the families share: convolutions, stochastic depth, stages."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -14,6 +14,61 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 torch.fx.wrap('drop_path')  # it looks at the number of dimensions
+
+
+def is_float32_on_cpu(x: Tensor) -> bool:
+    """Whether kernels for float32 on a CPU can be chosen for ``x``.
+
+    Not in what is traced: that gets the plain layers, which fit every input
+    and device.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not isinstance(x, torch.fx.Proxy)
+        and x.device.type == 'cpu'
+        and x.dtype == torch.float32
+        and not torch.is_autocast_enabled('cpu')
+    )
+
+
+@torch.fx.wrap
+def pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A 1x1 convolution; float32 on a CPU a product of channels-last tokens.
+
+    There PyTorch's convolution takes longer, above all in the backward pass.
+    """
+    if not is_float32_on_cpu(x):
+        return F.conv2d(x, weight, bias)
+    y = F.linear(x.movedim(-3, -1), weight.flatten(1), bias)
+    return y.movedim(-1, -3)
+
+
+class PointwiseConv2d(nn.Conv2d):
+    """A 1x1 convolution by ``pointwise_conv``."""
+
+    def __init__(self, in_channels: int, out_channels: int, bias: bool = True):
+        super().__init__(in_channels, out_channels, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return pointwise_conv(x, self.weight, self.bias)
+
+
+@torch.fx.wrap
+def _gelu(x: Tensor, approximate: str) -> Tensor:
+    if is_float32_on_cpu(x) and x.is_contiguous(
+        memory_format=torch.channels_last
+    ):
+        # PyTorch's faster kernels take contiguous tensors alone.
+        return F.gelu(x.movedim(1, -1), approximate=approximate).movedim(-1, 1)
+    return F.gelu(x, approximate=approximate)
+
+
+class GELU(nn.GELU):
+    """GELU that is as fast in channels-last memory as in contiguous one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _gelu(x, self.approximate)
 
 
 class DropPath(MMCVDropPath):

@@ -5,7 +5,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..base import BaseBackbone
-from ..layers import drop_path_rates
+from ..layers import GELU, drop_path_rates
 from .blocks import (
     Downsample,
     FFNBlock,
@@ -97,7 +97,7 @@ class VCMamba(BaseBackbone):
         ffn_cfg = dict(
             mlp_ratio=mlp_ratio,
             drop_rate=drop_rate,
-            act_cfg=act_cfg or dict(type='GELU'),
+            act_cfg=act_cfg or dict(type=GELU),
         )
         mdm_cfg = dict(
             dict(norm_cfg=norm_cfg),

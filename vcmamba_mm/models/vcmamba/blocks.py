@@ -9,7 +9,13 @@ import torch.nn as nn
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from torch import Tensor
 
-from ..layers import Blocks, DropPath, Stage, resize_pos_embed
+from ..layers import (
+    Blocks,
+    DropPath,
+    PointwiseConv2d,
+    Stage,
+    resize_pos_embed,
+)
 from .mixer import MultiDirectionalMamba
 
 torch.fx.wrap('resize_pos_embed')  # it looks at sizes
@@ -69,14 +75,14 @@ class ConvFFN(nn.Module):
     ):
         super().__init__()
         hidden_dims = int(embed_dims * mlp_ratio)
-        self.fc1 = nn.Conv2d(embed_dims, hidden_dims, 1)
+        self.fc1 = PointwiseConv2d(embed_dims, hidden_dims)
         self.norm1 = build_norm_layer(norm_cfg, hidden_dims)[1]
         self.dwconv = nn.Conv2d(
             hidden_dims, hidden_dims, 3, padding=1, groups=hidden_dims
         )
         self.norm2 = build_norm_layer(norm_cfg, hidden_dims)[1]
         self.act = build_activation_layer(act_cfg)
-        self.fc2 = nn.Conv2d(hidden_dims, embed_dims, 1)
+        self.fc2 = PointwiseConv2d(hidden_dims, embed_dims)
         self.norm3 = build_norm_layer(norm_cfg, embed_dims)[1]
         self.drop = nn.Dropout(drop_rate)
         for conv in (self.fc1, self.fc2):
@@ -104,9 +110,9 @@ class LinearFFN(nn.Module):
     ):
         super().__init__()
         hidden_dims = int(embed_dims * mlp_ratio)
-        self.fc1 = nn.Conv2d(embed_dims, hidden_dims, 1)
+        self.fc1 = PointwiseConv2d(embed_dims, hidden_dims)
         self.act = build_activation_layer(act_cfg)
-        self.fc2 = nn.Conv2d(hidden_dims, embed_dims, 1)
+        self.fc2 = PointwiseConv2d(hidden_dims, embed_dims)
         self.drop = nn.Dropout(drop_rate)
         for conv in (self.fc1, self.fc2):
             nn.init.trunc_normal_(conv.weight, std=0.02)

@@ -12,6 +12,7 @@ from ...ops import multi_directional_scan
 from ...ops.path_scan import BACKENDS
 from ...ops.scan_inputs import PARAM_ORDERS
 from ...ops.scan_paths import NUM_DIRECTIONS, NUM_PATHS
+from ..layers import PointwiseConv2d
 
 torch.fx.wrap('multi_directional_scan')  # it looks at sizes
 
@@ -119,11 +120,11 @@ class MultiDirectionalMamba(nn.Module):
                 return nn.Identity()
             return build_norm_layer(norm_cfg, channels)[1]
 
-        self.in_proj = nn.Conv2d(embed_dims, inner_dims, 1, bias=bias)
+        self.in_proj = PointwiseConv2d(embed_dims, inner_dims, bias)
         self.in_norm = norm(inner_dims)
         self.gate_proj = None
         if gate:
-            self.gate_proj = nn.Conv2d(embed_dims, inner_dims, 1, bias=bias)
+            self.gate_proj = PointwiseConv2d(embed_dims, inner_dims, bias)
         self.dwconv = nn.Conv2d(
             inner_dims,
             inner_dims,
@@ -141,7 +142,7 @@ class MultiDirectionalMamba(nn.Module):
         self.direction_B = nn.Parameter(torch.empty(NUM_DIRECTIONS, d_state))
         self.norm = nn.LayerNorm(inner_dims) if with_norm else nn.Identity()
         self.act = nn.Identity() if proj == 'linear' else nn.ReLU()
-        self.out_proj = nn.Conv2d(inner_dims, embed_dims, 1, bias=bias)
+        self.out_proj = PointwiseConv2d(inner_dims, embed_dims, bias)
         self.out_norm = norm(embed_dims)
 
         # As the release does, which undoes Mamba's initial delta bias: delta
