@@ -7,14 +7,13 @@ from itertools import pairwise
 
 import torch
 import torch._inductor.config
-import torch.fx
 import torch.nn as nn
-import torch.nn.functional as F
 from mmcv.cnn import ConvModule
 from mmcv.cnn.bricks.wrappers import Conv2d
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..models.layers import GELU, PointwiseConv2d
 from ..models.vcmamba.blocks import (
     ConvFFN,
     FFNBlock,
@@ -22,39 +21,7 @@ from ..models.vcmamba.blocks import (
     MDMBlock,
 )
 from ..models.vcmamba.mixer import MultiDirectionalMamba
-
-
-class _FusedConv2d(nn.Conv2d):
-    """Convolution, then GELU if ``gelu``, in one kernel where there is one.
-
-    On the CPU that is oneDNN's, which torch.compile uses too; a 1x1
-    convolution is a matrix product of channels-last pixels there. PyTorch's
-    convolution takes other, slower kernels for it on one thread, and its GELU
-    reads and writes the map once more.
-    """
-
-    gelu = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not _is_float32_inference_on_cpu(x):
-            y = super().forward(x)
-            return F.gelu(y) if self.gelu else y
-        post_op = ('gelu' if self.gelu else 'none', [], 'none')
-        if self.kernel_size != (1, 1):
-            return torch.ops.mkldnn._convolution_pointwise(
-                x,
-                self.weight,
-                self.bias,
-                self.padding,
-                self.stride,
-                self.dilation,
-                self.groups,
-                *post_op,
-            )
-        y = torch.ops.mkldnn._linear_pointwise(
-            x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias, *post_op
-        )
-        return y.permute(0, 3, 1, 2)
+from .kernels import FusedConv2d, is_float32_inference_on_cpu
 
 
 class _FusedConvFFN(ConvFFN):
@@ -68,7 +35,7 @@ class _FusedConvFFN(ConvFFN):
 
     def forward(self, x: Tensor) -> Tensor:
         forward = super().forward
-        if not _is_float32_inference_on_cpu(x):
+        if not is_float32_inference_on_cpu(x):
             return forward(x)
         _, _, height, width = x.shape
         image_bytes = x.itemsize * self.fc1.out_channels * height * width
@@ -77,20 +44,6 @@ class _FusedConvFFN(ConvFFN):
         if len(parts) == 1:
             return forward(x)
         return torch.cat([forward(part) for part in parts])
-
-
-def _is_float32_inference_on_cpu(x: Tensor) -> bool:
-    # What is traced gets the plain layers: they fit every input and device.
-    return (
-        not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and not isinstance(x, torch.fx.Proxy)
-        and x.device.type == 'cpu'
-        and x.dtype == torch.float32
-        and torch.backends.mkldnn.is_available()
-        and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled('cpu')
-    )
 
 
 def _affine(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
@@ -152,7 +105,7 @@ class _Folder:
     def _is_conv(self, module: nn.Module) -> bool:
         # Subclasses and weights that are computed may mean something else.
         return (
-            type(module) in (nn.Conv2d, Conv2d)
+            type(module) in (nn.Conv2d, Conv2d, PointwiseConv2d)
             and 'weight' in module._parameters
             and self._is_used_once(module)
         )
@@ -261,12 +214,12 @@ def _use_fused_convs(module: nn.Module) -> None:
     if not isinstance(module, (ConvFFN, LinearFFN, MultiDirectionalMamba)):
         return
     for child in module.children():
-        if type(child) is nn.Conv2d:
-            child.__class__ = _FusedConv2d
+        if type(child) in (nn.Conv2d, PointwiseConv2d):
+            child.__class__ = FusedConv2d
     if isinstance(module, ConvFFN) and (
         isinstance(module.norm1, nn.Identity)
         and isinstance(module.norm2, nn.Identity)
-        and type(module.act) is nn.GELU
+        and type(module.act) in (nn.GELU, GELU)
         and module.act.approximate == 'none'
     ):
         module.fc1.gelu = module.dwconv.gelu = True
@@ -281,9 +234,12 @@ def fuse(model: nn.Module) -> nn.Module:
     ``fold_norms``, channels-last weights, which convolutions hand on to
     the feature maps, and on the CPU (float32, under ``torch.inference_mode``
     or ``no_grad``), in the blocks of VCMamba, convolutions fused with their
-    GELU and batches taken in parts that fit the cache. float32 outputs differ
-    by rounding, less than 1e-5 of the largest. For inference only; a model
-    that was fused stays as it is.
+    GELU and batches taken in parts that fit the cache. There the first input
+    of a size, up to a factor of two, takes longer: the kernels that can do a
+    convolution are timed, and the fastest is taken from then on (the same
+    one each time if ``torch.use_deterministic_algorithms``). float32 outputs
+    differ by rounding, less than 1e-5 of the largest. For inference only; a
+    model that was fused stays as it is.
 
     Args, returns, raises: as ``fold_norms``.
 
