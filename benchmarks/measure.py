@@ -41,6 +41,18 @@ from vcmamba_mm.analysis.timing import (
 DASHES = ('-', '--', ':', '-.', (0, (6, 4)), (0, (1, 4)), (0, (6, 2, 1, 2)))
 MARKERS = 'osD^vPX'
 
+# As Linux calls them
+ISAS = ('avx', 'avx2', 'avx512f', 'avx512_bf16', 'amx_tile')
+# Variables that forbid PyTorch, oneDNN, MKL and Numba some of them
+ISA_LIMITS = (
+    'ATEN_CPU_CAPABILITY',
+    'ONEDNN_MAX_CPU_ISA',
+    'DNNL_MAX_CPU_ISA',
+    'MKL_ENABLE_INSTRUCTIONS',
+    'NUMBA_CPU_NAME',
+    'NUMBA_CPU_FEATURES',
+)
+
 
 class WrongResultError(RuntimeError):
     """A contestant that computes something else."""
@@ -181,13 +193,27 @@ def goals_section(goals: list[Goal]) -> list[str]:
     return ['', '## Goals', '', *table(header, [g.row() for g in goals])]
 
 
-def _cpu_name() -> str:
+def _cpuinfo(key: str) -> str:
+    """What Linux says of the first processor; '' elsewhere."""
     cpuinfo = Path('/proc/cpuinfo')
-    if cpuinfo.exists():
-        found = re.search(r'model name\s*: (.+)', cpuinfo.read_text())
-        if found:
-            return found[1]
-    return platform.processor() or platform.machine()
+    text = cpuinfo.read_text() if cpuinfo.exists() else ''
+    found = re.search(rf'^{key}\s*: (.+)', text, re.MULTILINE)
+    return found[1] if found else ''
+
+
+def instruction_sets() -> dict[str, str]:
+    """Those of the processor, and which of them the libraries may use."""
+    flags = set(_cpuinfo('flags').split())
+    limits = [
+        f'{name}={os.environ[name]}'
+        for name in ISA_LIMITS
+        if name in os.environ
+    ]
+    return {
+        'instruction sets': ', '.join(i for i in ISAS if i in flags),
+        'used by PyTorch': torch.backends.cpu.get_cpu_capability(),
+        'limited by': ', '.join(limits) or 'nothing',
+    }
 
 
 def environment(device: str) -> dict[str, str]:
@@ -200,8 +226,9 @@ def environment(device: str) -> dict[str, str]:
             packages[name] = 'not installed'
     env = dict(
         date=date.today().isoformat(),
-        cpu=f'{_cpu_name()}, {os.cpu_count()} cores, '
-        f'{torch.backends.cpu.get_cpu_capability()}',
+        cpu=f'{_cpuinfo("model name") or platform.machine()}, '
+        f'{os.cpu_count()} cores',
+        **instruction_sets(),
         threads=str(torch.get_num_threads()),
         load=f'{os.getloadavg()[0]:.1f} at the end',
         python=platform.python_version(),

@@ -378,6 +378,22 @@ def check_goals(device: str, results: Results) -> list[Goal]:
             )
             name = f'{case}: {fused} against {unfolded}'
             goals.append(Goal(name, times, must=1.3))
+        rival = Contestant('convnext_tiny', CHANNELS_LAST)
+        for case, variant, must, aim in (
+            (Case(INFERENCE, 224, 1), FUSED, 1, 1.2),
+            (Case(INFERENCE, 224, 4), FUSED, 1, 1.2),
+            (Case(INFERENCE, 224, 1), PLAIN, 1 / 1.15, None),
+            (Case(INFERENCE, 224, 4), PLAIN, 1 / 1.15, None),
+            (Case(TRAINING, 224, 4), PLAIN, 1, None),
+        ):
+            ours = Contestant('VCMamba-B', variant)
+            its = results.get(case, {})
+            if {ours, rival} <= set(its):
+                times = its[ours]['timing'].times_faster_than(
+                    its[rival]['timing']
+                )
+                name = f'{case}: {ours} against {rival}'
+                goals.append(Goal(name, times, must, aim))
         return goals
     against_baseline(Case(INFERENCE, 224, 128), 2.5, None)
     against_baseline(Case(TRAINING, 224, 128), 2, 3)
