@@ -125,14 +125,6 @@ def _run(
     backend = _choose_backend(backend, x.device)
     if _transforms():
         backend = 'reference'
-    if backend == 'triton' and (
-        tensors.delta.shape[2] > 1
-        or options.paths != PATHS[: len(options.paths)]
-    ):
-        raise BackendError(
-            "scan backend 'triton' knows paths that share their parameters "
-            "alone, from 'row' on: choose 'torch'"
-        )
     if backend in _DIFFERENTIABLE:
         if traces:
             raise BackendError(

@@ -15,7 +15,7 @@ from .scan_inputs import Options, Tensors
 from .scan_paths import NUM_PATHS
 
 # Backends whose kernels add the bias of delta and take its softplus.
-SOFTPLUS_INSIDE = ('numba',)
+SOFTPLUS_INSIDE = ('numba', 'triton')
 
 
 class BackendError(RuntimeError):
@@ -44,11 +44,9 @@ def unpack(x_map: Tensor, *others) -> tuple[Tensors, Options, str]:
     return Tensors(x_map.flatten(1, 2), *tensors), options, backend
 
 
-def _cast(tensors: Tensors, options: Options, backend: str) -> Tensors:
-    """To what is computed in; the kernels read all floating dtypes."""
-    if backend == 'triton' and not (
-        options.delta_softplus or tensors.delta_bias is not None
-    ):
+def _cast(tensors: Tensors, backend: str) -> Tensors:
+    """To what is computed in; Triton's kernels read all floating dtypes."""
+    if backend == 'triton':
         return tensors
     return tensors.to(compute_dtype(tensors.x))
 
@@ -140,7 +138,7 @@ def _scan(
     # Matrix products would otherwise fall to half precision.
     with torch.autocast(x.device.type, enabled=False):
         tensors = _step_sizes(
-            _cast(tensors, options, backend), options, backend
+            _cast(tensors, backend), options, backend
         )
         if backend == 'triton':
             from . import triton_scan
@@ -191,7 +189,7 @@ def _scan_backward(
         *(paths, snake, param_order, delta_softplus, backend),
     )
     with torch.autocast(x.device.type, enabled=False):
-        given = _cast(tensors, options, backend)
+        given = _cast(tensors, backend)
         ready = _step_sizes(given, options, backend)
         if backend == 'triton':
             from . import triton_scan

@@ -1,297 +1,195 @@
-"""The multi-directional scan as one fused Triton kernel in each direction.
+"""The scan by Triton kernels: how the work is divided, and launched."""
 
-A program owns a tile of channels of one image and walks the time steps of the
-paths together, with the states in registers as tiles (state, channels).
-Tokens are read and written where they lie; nothing is permuted or gathered
-outside. In raster order one exponential a step serves all paths.
-
-What several steps add to (y, and most gradients) is private to a program, so
-sums are made in a fixed order: results do not change from run to run.
-"""
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from .scan_inputs import Options, Tensors
 from .scan_paths import NUM_DIRECTIONS
+from .triton_kernels import backward_kernel, walk_kernel
 
-# Steps whose states the backward pass keeps in registers.
-CHUNK = 4
-LOG2E = tl.constexpr(1.4426950408889634)
-DIRECTIONS = tl.constexpr(NUM_DIRECTIONS)
-
-
-@triton.jit
-def _load_row(p, row, stride_row, o, stride, mask, dtype: tl.constexpr):
-    """Row ``row`` of a matrix, in the dtype of the computation."""
-    return tl.load(p + row * stride_row + o * stride, mask, other=0).to(dtype)
+# Sequences at least as long as this may be cut, into segments as long as that.
+CUT_FROM, LEAST_STEPS = 512, 64
+# Fewer programs than this on a multiprocessor leave it waiting.
+FEW = 8
 
 
-@triton.jit
-def _add(p, value, mask):
-    """Add to memory that only this program touches."""
-    tl.store(p, tl.load(p, mask, other=0) + value, mask)
+class Sizes(NamedTuple):
+    """How a kernel is compiled, and how many of it fill a multiprocessor.
 
-
-@triton.jit
-def _forward_kernel(
-    x, delta, A, B, C, D, theta, order, direction, y,
-    length, channels,
-    s_xb, s_xl, s_xe, s_db, s_dl, s_de, s_Bb, s_Bl, s_Bn, s_Cb, s_Cl, s_Cn,
-    STATES: tl.constexpr, BN: tl.constexpr, BE: tl.constexpr,
-    RASTER: tl.constexpr, PATHS: tl.constexpr,
-):  # fmt: skip
-    """y of one image and tile of channels.
-
-    Program ids: tile of channels, image.
+    As measured on an H200.
     """
-    i_b = tl.program_id(1).to(tl.int64)
-    o_e = tl.program_id(0) * BE + tl.arange(0, BE)
-    o_n = tl.arange(0, BN)
-    m_e, m_n = o_e < channels, o_n < STATES
-    dtype: tl.constexpr = y.dtype.element_ty
-    x, delta, B, C = (
-        x + i_b * s_xb, delta + i_b * s_db, B + i_b * s_Bb, C + i_b * s_Cb
-    )  # fmt: skip
-    y += i_b * length * channels + o_e
 
-    b_A = tl.load(
-        A + o_e[None, :] * STATES + o_n[:, None],
-        m_e[None, :] & m_n[:, None], other=0,
-    ).to(dtype) * LOG2E  # fmt: skip
-    b_D = PATHS * tl.load(D + o_e, m_e, other=0).to(dtype)
-    for i in range(length):
-        b_x = _load_row(x, i, s_xl, o_e, s_xe, m_e, dtype)
-        tl.store(y + i * channels, b_D * b_x, m_e)
-    tl.debug_barrier()
-
-    zero = tl.zeros([BN, BE], dtype)
-    h = ()
-    for _ in tl.static_range(PATHS):
-        h = h + (zero,)
-    for i in range(length):
-        if RASTER:
-            b_delta = _load_row(delta, i, s_dl, o_e, s_de, m_e, dtype)
-            b_B = _load_row(B, i, s_Bl, o_n, s_Bn, m_n, dtype)
-            b_C = _load_row(C, i, s_Cl, o_n, s_Cn, m_n, dtype)
-            b_decay = tl.exp2(b_delta[None, :] * b_A)
-        h_next = ()
-        for p in tl.static_range(PATHS):
-            token = tl.load(order + p * length + i)
-            b_x = _load_row(x, token, s_xl, o_e, s_xe, m_e, dtype)
-            b_theta = tl.load(
-                theta + tl.load(direction + p * length + i) * STATES + o_n,
-                m_n, other=0,
-            ).to(dtype)  # fmt: skip
-            if not RASTER:
-                b_delta = _load_row(delta, token, s_dl, o_e, s_de, m_e, dtype)
-                b_B = _load_row(B, token, s_Bl, o_n, s_Bn, m_n, dtype)
-                b_C = _load_row(C, token, s_Cl, o_n, s_Cn, m_n, dtype)
-                b_decay = tl.exp2(b_delta[None, :] * b_A)
-            b_h = (
-                b_decay * h[p]
-                + (b_B + b_theta)[:, None] * (b_delta * b_x)[None, :]
-            )
-            h_next = h_next + (b_h,)
-            b_read = tl.sum(b_C[:, None] * b_h, axis=0)
-            _add(y + token * channels, b_read, m_e)
-            tl.debug_barrier()  # the next path may add to the same token
-        h = h_next
+    constants: dict
+    programs: int
 
 
-@triton.jit
-def _backward_kernel(
-    grad_y, x, delta, A, B, C, D, theta, order, direction, states,
-    grad_x, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_theta,
-    length, channels,
-    s_gb, s_gl, s_ge, s_xb, s_xl, s_xe, s_db, s_dl, s_de, s_Bb, s_Bl, s_Bn,
-    s_Cb, s_Cl, s_Cn,
-    STATES: tl.constexpr, BN: tl.constexpr, BE: tl.constexpr,
-    RASTER: tl.constexpr, PATHS: tl.constexpr, CHUNK: tl.constexpr,
-):  # fmt: skip
-    """All gradients of one image and tile of channels.
-
-    A sweep forwards keeps the states before every CHUNK-th step in
-    ``states``; the sweep backwards recomputes those between. grad_A and
-    grad_D come for each image; grad_B, grad_C and grad_theta for each image
-    and tile, shapes (tiles, batch, length or directions, state).
-    """
-    i_e, i_b = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    o_e = i_e * BE + tl.arange(0, BE)
-    o_n = tl.arange(0, BN)
-    m_e, m_n = o_e < channels, o_n < STATES
-    m_ne = m_n[:, None] & m_e[None, :]
-    dtype: tl.constexpr = grad_x.dtype.element_ty
-    grad_y, x, delta, B, C = (
-        grad_y + i_b * s_gb, x + i_b * s_xb, delta + i_b * s_db,
-        B + i_b * s_Bb, C + i_b * s_Cb,
-    )  # fmt: skip
-    chunks = tl.cdiv(length, CHUNK)
-    o_ne = o_n[:, None] * channels + o_e[None, :]
-    s_state = tl.full([], STATES, tl.int64) * channels
-    o_en = o_e[None, :] * STATES + o_n[:, None]
-    states += i_b * chunks * PATHS * STATES * channels + o_ne
-    grad_x += i_b * length * channels + o_e
-    grad_delta += i_b * length * channels + o_e
-    i_tile = i_e * tl.num_programs(1) + i_b
-    grad_B += i_tile * length * STATES + o_n
-    grad_C += i_tile * length * STATES + o_n
-    grad_theta += i_tile * DIRECTIONS * STATES + o_n
-
-    b_A = tl.load(A + o_en, m_ne, other=0).to(dtype)
-    zero = tl.zeros([BN, BE], dtype)
-
-    # Forwards, and the start values of what is added to below.
-    b_D = PATHS * tl.load(D + o_e, m_e, other=0).to(dtype)
-    b_grad_D = tl.zeros([BE], dtype)
-    nothing = tl.zeros([BN], dtype)
-    for d in tl.static_range(DIRECTIONS):
-        tl.store(grad_theta + d * STATES, nothing, m_n)
-    h = ()
-    for _ in tl.static_range(PATHS):
-        h = h + (zero,)
-    for i in range(length):
-        b_x = _load_row(x, i, s_xl, o_e, s_xe, m_e, dtype)
-        b_grad_y = _load_row(grad_y, i, s_gl, o_e, s_ge, m_e, dtype)
-        b_grad_D += PATHS * b_x * b_grad_y
-        tl.store(grad_x + i * channels, b_D * b_grad_y, m_e)
-        tl.store(grad_delta + i * channels, tl.zeros([BE], dtype), m_e)
-        tl.store(grad_B + i * STATES, nothing, m_n)
-        tl.store(grad_C + i * STATES, nothing, m_n)
-        if i % CHUNK == 0:
-            for p in tl.static_range(PATHS):
-                i_state = i // CHUNK * PATHS + p
-                tl.store(states + i_state * s_state, h[p], m_ne)
-        if RASTER:
-            b_delta = _load_row(delta, i, s_dl, o_e, s_de, m_e, dtype)
-            b_B = _load_row(B, i, s_Bl, o_n, s_Bn, m_n, dtype)
-            b_decay = tl.exp2(b_delta[None, :] * (b_A * LOG2E))
-        h_next = ()
-        for p in tl.static_range(PATHS):
-            token = tl.load(order + p * length + i)
-            i_d = tl.load(direction + p * length + i)
-            b_x = _load_row(x, token, s_xl, o_e, s_xe, m_e, dtype)
-            b_theta = _load_row(theta, i_d, STATES, o_n, 1, m_n, dtype)
-            if not RASTER:
-                b_delta = _load_row(delta, token, s_dl, o_e, s_de, m_e, dtype)
-                b_B = _load_row(B, token, s_Bl, o_n, s_Bn, m_n, dtype)
-                b_decay = tl.exp2(b_delta[None, :] * (b_A * LOG2E))
-            b_input = (b_B + b_theta)[:, None] * (b_delta * b_x)[None, :]
-            h_next = h_next + (b_decay * h[p] + b_input,)
-        h = h_next
-    tl.store(grad_D + i_b * channels + o_e, b_grad_D, m_e)
-    tl.debug_barrier()
-
-    # Backwards, one path after the other; b_g is decay_{i+1} g_{i+1}.
-    b_grad_A = zero
-    for p in range(PATHS):
-        b_g = zero
-        for i_reversed in range(chunks):
-            start = (chunks - 1 - i_reversed) * CHUNK
-            i_state = start // CHUNK * PATHS + p
-            b_h = tl.load(states + i_state * s_state, m_ne, other=0)
-            chunk_h = (b_h,)
-            for k in tl.static_range(CHUNK):
-                i = start + k
-                i_table = p * length + tl.minimum(i, length - 1)
-                token = tl.load(order + i_table)
-                i_d = tl.load(direction + i_table)
-                q = i if RASTER else token
-                m_i = m_e & (tl.full([BE], i, tl.int32) < length)
-                m_k = m_n & (tl.full([BN], i, tl.int32) < length)
-                b_x = _load_row(x, token, s_xl, o_e, s_xe, m_e, dtype)
-                b_theta = _load_row(theta, i_d, STATES, o_n, 1, m_n, dtype)
-                # Past the end delta is 0, and the state stays as it is.
-                b_delta = _load_row(delta, q, s_dl, o_e, s_de, m_i, dtype)
-                b_B = _load_row(B, q, s_Bl, o_n, s_Bn, m_k, dtype)
-                b_decay = tl.exp2(b_delta[None, :] * (b_A * LOG2E))
-                b_input = (b_B + b_theta)[:, None] * (b_delta * b_x)[None, :]
-                b_h = b_decay * b_h + b_input
-                chunk_h = chunk_h + (b_h,)
-            for k in tl.static_range(CHUNK - 1, -1, -1):
-                i = start + k
-                i_table = p * length + tl.minimum(i, length - 1)
-                token = tl.load(order + i_table)
-                i_d = tl.load(direction + i_table)
-                q = i if RASTER else token
-                m_i = m_e & (tl.full([BE], i, tl.int32) < length)
-                m_k = m_n & (tl.full([BN], i, tl.int32) < length)
-                b_x = _load_row(x, token, s_xl, o_e, s_xe, m_e, dtype)
-                b_theta = _load_row(theta, i_d, STATES, o_n, 1, m_n, dtype)
-                b_delta = _load_row(delta, q, s_dl, o_e, s_de, m_i, dtype)
-                b_B = _load_row(B, q, s_Bl, o_n, s_Bn, m_k, dtype)
-                b_C = _load_row(C, q, s_Cl, o_n, s_Cn, m_k, dtype)
-                b_grad_y = _load_row(
-                    grad_y, token, s_gl, o_e, s_ge, m_i, dtype
-                )
-                b_decay = tl.exp2(b_delta[None, :] * (b_A * LOG2E))
-
-                b_g += b_C[:, None] * b_grad_y[None, :]
-                b_grad_C = tl.sum(chunk_h[k + 1] * b_grad_y[None, :], axis=1)
-                b_grad_B = tl.sum(b_g * (b_delta * b_x)[None, :], axis=1)
-                # of delta x
-                b_grad_u = tl.sum((b_B + b_theta)[:, None] * b_g, axis=0)
-                b_g *= b_decay
-                # of delta A
-                b_grad_exponent = b_g * chunk_h[k]
-                b_grad_A += b_grad_exponent * b_delta[None, :]
-                b_grad_delta = b_grad_u * b_x + tl.sum(
-                    b_grad_exponent * b_A, axis=0
-                )
-                _add(grad_C + q * STATES, b_grad_C, m_k)
-                _add(grad_B + q * STATES, b_grad_B, m_k)
-                _add(grad_theta + i_d * STATES, b_grad_B, m_k)
-                _add(grad_x + token * channels, b_grad_u * b_delta, m_i)
-                _add(grad_delta + q * channels, b_grad_delta, m_i)
-                tl.debug_barrier()
-    tl.store(grad_A + i_b * channels * STATES + o_en, b_grad_A, m_ne)
-
-
-def _tile(states: int, channels: int) -> dict[str, int]:
-    """A tile that stays in the registers of one warp.
-
-    ``channels`` fit beside 16 states, and are enough beside fewer.
-    """
-    BN = triton.next_power_of_2(states)
-    BE = max(1, min(channels, 16 * channels // BN))
-    return dict(
+def _sizes(states: int, channels: int, programs: int, **others) -> Sizes:
+    fitting = 16 * channels // max(16, triton.next_power_of_2(states))
+    constants = dict(
         STATES=states,
-        BN=BN,
-        BE=BE,
+        BE=max(1, fitting),  # registers hold the states of so many channels
         num_warps=1,
-        # No load may be moved before a store to the same place.
-        num_stages=1,
         # Triton 3.10 no longer fuses products and sums by itself.
         enable_fp_fusion=True,
+        **others,
     )
+    return Sizes(constants, programs)
 
 
-def forward_options(states: int, param_order: str, num_paths: int) -> dict:
-    """Compile-time constants and launch options of the forward kernel."""
-    raster = param_order == 'raster'
-    return dict(_tile(states, 32), RASTER=raster, PATHS=num_paths)
+def forward_sizes(states: int, paths: int, few: bool, cut: bool) -> Sizes:
+    """Of the walk; narrow tiles where there are few programs.
+
+    Args:
+        states: Of a channel.
+        paths: That are walked together.
+        few: Whether tiles of 32 channels would leave the GPU waiting.
+        cut: Whether the sequence may be cut.
+    """
+    if states == 1:
+        return _sizes(states, 64 if few else 128, 32)
+    return _sizes(states, 32 if not few else 16 if cut else 8, 16)
 
 
-def backward_options(states: int, param_order: str, num_paths: int) -> dict:
-    """As ``forward_options``, of the backward kernel."""
-    raster = param_order == 'raster'
-    return dict(_tile(states, 16), RASTER=raster, PATHS=num_paths, CHUNK=CHUNK)
+def backward_sizes(states: int, paths: int, few: bool, cut: bool) -> Sizes:
+    """As ``forward_sizes``, of the backward kernel."""
+    if states == 1:
+        return _sizes(states, 64, 8, TOGETHER=1, CHUNK=4)
+    together = 2 if few and paths % 2 == 0 else 1
+    return _sizes(states, 16 if few else 32, 16, TOGETHER=together, CHUNK=2)
 
 
-def _without_paths(tensors: Tensors) -> tuple[Tensor, ...]:
-    """The seven that the kernels read, zeros for those that are not there."""
-    x, delta, A, B, C, D, direction_B, _ = tensors
-    A = A[0].contiguous()
-    if D is None:
-        D = A.new_zeros(1, len(A))
-    if direction_B is None:
-        direction_B = A.new_zeros(NUM_DIRECTIONS, A.shape[1])
-    return (
-        *(x, delta.squeeze(2), A, B.squeeze(2), C.squeeze(2)),
-        *(D[0].contiguous(), direction_B.contiguous()),
-    )
+def _multiprocessors(device: torch.device) -> int:
+    if device.type != 'cuda':
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@lru_cache(maxsize=256)
+def _order(options: Options, device: torch.device, long: bool) -> Tensor:
+    """The tokens that the paths visit, of the type that offsets have."""
+    with torch.inference_mode(False):
+        order = options.tables(device).order
+        return order if long else order.int()
+
+
+def _sum_slots(t: Tensor) -> Tensor:
+    """Of ``_Launch.per_token``."""
+    return t[:, 0] if t.shape[1] == 1 or t.stride(1) == 0 else t.sum(1)
+
+
+class _Launch:
+    """What the launches for one scan have in common.
+
+    Paths that share their parameters at every step are walked together, as
+    one group.
+    """
+
+    def __init__(
+        self,
+        tensors: Tensors,
+        options: Options,
+        sizes_of: Callable[[int, int, bool, bool], Sizes],
+    ):
+        x, delta, A, B, C, D, theta, bias = tensors
+        self.batch, self.length, self.channels = x.shape
+        self.num_paths, self.own = len(options.paths), len(A)
+        is_double = x.dtype == torch.float64
+        self.dtype = torch.float64 if is_double else torch.float32
+        follow = options.param_order == 'path'
+        self.groups = self.num_paths if follow or self.own > 1 else 1
+
+        multiprocessors = _multiprocessors(x.device)
+        rows = max(1, self.batch * self.groups)
+        few = rows * triton.cdiv(self.channels, 32) < FEW * multiprocessors
+        cut = self.length >= CUT_FROM
+        paths = self.num_paths // self.groups
+        sizes = sizes_of(A.shape[2], paths, few, cut)
+        self.tiles = triton.cdiv(self.channels, sizes.constants['BE'])
+        segments = 1
+        if cut:
+            wanted = sizes.programs * multiprocessors // (rows * self.tiles)
+            segments = max(1, min(wanted, self.length // LEAST_STEPS))
+        self.steps = triton.cdiv(self.length, segments)
+        self.segments = triton.cdiv(self.length, self.steps)
+        self.grid = self.batch * self.tiles, self.groups, self.segments
+        # Programs do not add to the tokens of others.
+        self.adds = self.segments == self.groups == 1 < self.num_paths
+        self.constants = dict(
+            sizes.constants,
+            PATHS=paths,
+            FOLLOW=follow,
+            SOFTPLUS=options.delta_softplus,
+            SPLIT=self.segments > 1,
+        )
+
+        # Steps follow the paths, or their tokens.
+        tables = options.tables(x.device)
+        self.direction = tables.direction
+        if follow:
+            self.direction = self.direction.gather(1, tables.inverse)
+        if theta is not None:
+            B = B.to(self.dtype) + theta[self.direction.t()]
+        self.x = x
+        self.delta = delta.expand(-1, -1, self.groups, -1)
+        self.A = A.contiguous().expand(self.groups, -1, -1)
+        self.B = B.expand(-1, -1, self.num_paths, -1)
+        self.C = C.expand(-1, -1, self.groups, -1)
+        self.D, self.bias = (
+            None if t is None else t.contiguous().expand(self.groups, -1)
+            for t in (D, bias)
+        )
+        # of D and the bias, from path to path
+        self.s_D = self.channels if self.own > 1 else 0
+        strides = [s for t in (x, delta, B, C) for s in t.stride()[1:]]
+        is_far = self.num_paths * self.length * max(strides) >= 2**31
+        self.order = _order(options, x.device, is_far)
+
+    def new(self, *shape: int) -> Tensor:
+        return self.x.new_empty(shape, dtype=self.dtype)
+
+    def per_token(self, slots: int, adds: bool) -> Tensor:
+        """A slot for each path or group, all the same one if these add."""
+        memory = self.new(
+            self.batch, 1 if adds else slots, self.length, self.channels
+        )
+        return memory.zero_().expand(-1, slots, -1, -1) if adds else memory
+
+    def ends(self, grad_y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What the segments make of zero; see ``walk_kernel``."""
+        parts = self.segments if self.segments > 1 else 0
+        states = self.A.shape[2]
+        shape = parts, self.batch, self.num_paths, self.channels, states
+        ends = self.new(*shape)
+        sums = self.new(parts, self.batch, self.groups, self.channels)
+        if parts and grad_y is None:
+            self.walk('ends', self.x, self.B, ends, sums)
+        elif parts:
+            paths = self.num_paths // self.groups
+            C = self.C.repeat_interleave(paths, 2) if paths > 1 else self.C
+            self.walk('grad_ends', grad_y, C, ends, sums)
+        return ends, sums
+
+    def walk(
+        self, what: str, x: Tensor, B: Tensor, ends: Tensor, sums: Tensor,
+        y: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        constants = {
+            k: v for k, v in self.constants.items()
+            if k not in ('TOGETHER', 'CHUNK')
+        }  # fmt: skip
+        y = ends if y is None else y
+        walk_kernel[self.grid](
+            x, self.delta, self.A, B, self.C, self.D, self.bias, self.order,
+            ends, sums, y, self.length, self.channels, self.steps,
+            x.stride(), self.delta.stride(), self.A.stride(0), B.stride(),
+            self.C.stride(), self.s_D, y.stride()[:3],
+            WHAT=what, ADD=self.adds, **constants,
+        )  # fmt: skip
 
 
 def scan_forward(tensors: Tensors, options: Options) -> Tensor:
@@ -300,59 +198,72 @@ def scan_forward(tensors: Tensors, options: Options) -> Tensor:
     Returns:
         Tensor: ``y`` in float32, or float64 if ``x`` is.
     """
-    x, delta, A, B, C, D, theta = _without_paths(tensors)
-    batch, length, channels = x.shape
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    y = x.new_empty(x.shape, dtype=dtype)
-    paths = options.tables(x.device)
-    tiles = forward_options(
-        A.shape[1], options.param_order, len(options.paths)
-    )
-    with torch.cuda.device_of(x):
-        _forward_kernel[triton.cdiv(channels, tiles['BE']), batch](
-            x, delta, A, B, C, D, theta, paths.order, paths.direction, y,
-            length, channels, *x.stride(), *delta.stride(), *B.stride(),
-            *C.stride(), **tiles,
-        )  # fmt: skip
-    return y
+    scan = _Launch(tensors, options, forward_sizes)
+    y = scan.per_token(scan.num_paths, scan.adds)
+    if scan.batch:
+        with torch.cuda.device_of(y):
+            scan.walk('y', scan.x, scan.B, *scan.ends(), y)
+    return _sum_slots(y)
 
 
 def scan_backward(
     grad_y: Tensor, tensors: Tensors, options: Options
 ) -> Tensors:
     """Gradients, None where there was no tensor."""
-    x, delta, A, B, C, D, theta = _without_paths(tensors)
-    batch, length, channels = x.shape
-    states, num_paths = A.shape[1], len(options.paths)
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    paths = options.tables(x.device)
-    sizes = backward_options(states, options.param_order, num_paths)
-    tiles = triton.cdiv(channels, sizes['BE'])
+    scan = _Launch(tensors, options, backward_sizes)
+    batch, length, channels = scan.batch, scan.length, scan.channels
+    states, own, num_paths = scan.A.shape[2], scan.own, scan.num_paths
+    groups, new = scan.groups, scan.new
+    sizes = scan.constants
+    parts = sizes['PATHS'] // sizes['TOGETHER']
+    grad_x = scan.per_token(num_paths, scan.adds)
+    grad_delta = scan.per_token(groups, adds=parts > 1)
+    grad_A = new(scan.segments, batch, groups, channels, states)
+    grad_D = new(scan.segments, batch, groups, channels)
+    grad_B = new(scan.tiles, batch, num_paths, length, states)
+    grad_C = new(scan.tiles, batch, groups * parts, length, states)
+    if batch:
+        with torch.cuda.device_of(grad_y):
+            ends, sums = scan.ends()
+            grad_ends, _ = scan.ends(grad_y)
+            chunks = triton.cdiv(scan.steps, sizes['CHUNK'])
+            scratch = new(
+                scan.segments * batch * scan.tiles * num_paths,
+                chunks * sizes['BE'] * triton.next_power_of_2(states),
+            )
+            backward_kernel[scan.grid](
+                grad_y, scan.x, scan.delta, scan.A, scan.B, scan.C, scan.D,
+                scan.bias, scan.order, ends, sums, grad_ends, scratch, grad_x,
+                grad_delta, grad_A, grad_B, grad_C, grad_D, length, channels,
+                scan.steps, grad_y.stride(), scan.x.stride(),
+                scan.delta.stride(), scan.A.stride(0), scan.B.stride(),
+                scan.C.stride(), scan.s_D, grad_x.stride()[:2],
+                length * channels, ADD=scan.adds, **sizes,
+            )  # fmt: skip
 
-    def new(*shape: int) -> Tensor:
-        return x.new_empty(shape, dtype=dtype)
+    def of_groups(grad: Tensor) -> Tensor:
+        """Of the parameters of each path, or of all."""
+        return grad if own > 1 else grad.sum(0, keepdim=True)
 
-    grads = (
-        new(batch, length, channels), new(batch, length, channels),
-        new(batch, channels, states), new(tiles, batch, length, states),
-        new(tiles, batch, length, states), new(batch, channels),
-        new(tiles, batch, NUM_DIRECTIONS, states),
-    )  # fmt: skip
-    chunks = triton.cdiv(length, CHUNK)
-    with torch.cuda.device_of(x):
-        _backward_kernel[tiles, batch](
-            grad_y, x, delta, A, B, C, D, theta, paths.order,
-            paths.direction, new(batch, chunks, num_paths, states, channels),
-            *grads, length, channels, *grad_y.stride(), *x.stride(),
-            *delta.stride(), *B.stride(), *C.stride(), **sizes,
-        )  # fmt: skip
-    grad_x, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_theta = grads
+    grad_B, grad_C = grad_B.sum(0), grad_C.sum(0)
+    grad_theta = None
+    if tensors.direction_B is not None:
+        places = torch.arange(NUM_DIRECTIONS, device=grad_y.device)
+        here = scan.direction == places[:, None, None]
+        steps = grad_B.sum(0).flatten(0, 1)
+        grad_theta = here.flatten(1).to(steps) @ steps
+    if own == 1:
+        grad_delta, grad_B, grad_C = (
+            t.sum(1, keepdim=True) for t in (grad_delta, grad_B, grad_C)
+        )
+    grad_delta = grad_delta.transpose(1, 2)
     return Tensors(
-        grad_x,
-        grad_delta[:, :, None],
-        grad_A.sum(0)[None],
-        grad_B.sum(0)[:, :, None],
-        grad_C.sum(0)[:, :, None],
-        None if tensors.D is None else grad_D.sum(0)[None],
-        None if tensors.direction_B is None else grad_theta.sum((0, 1)),
+        _sum_slots(grad_x),
+        grad_delta,
+        of_groups(grad_A.sum((0, 1))),
+        grad_B.transpose(1, 2),
+        grad_C.transpose(1, 2),
+        None if tensors.D is None else of_groups(grad_D.sum((0, 1))),
+        grad_theta,
+        None if tensors.delta_bias is None else grad_delta.sum((0, 1)),
     )
