@@ -3,10 +3,13 @@ import re
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
 
 from vcmamba_mm import __version__, doctor
-from vcmamba_mm.ops.path_scan import BACKENDS
+from vcmamba_mm.ops import backends, self_check
+from vcmamba_mm.ops.backends import BACKENDS
+from vcmamba_mm.ops.self_check import Verdict
 
 
 def test_says_what_works(run):
@@ -21,19 +24,21 @@ def test_says_what_works(run):
     )
     assert re.search(r'mmseg.models: (can|cannot) be imported', out)
     assert 'scan backend mamba_ssm: mamba-ssm' in out
-    assert 'WRONG' not in out and 'WARNING' not in out
+    assert re.search(r"scan backend 'auto' on cpu: (numba|torch)\n", out)
+    assert 'FAILS' not in out and 'WARNING' not in out
 
 
 def test_wrong_results_and_mixed_stacks_are_shown(monkeypatch, capsys):
-    scan = doctor.multi_directional_scan
+    scan = doctor.path_scan
     monkeypatch.setattr(
         doctor,
-        'multi_directional_scan',
-        lambda *args, backend: (
-            scan(*args, backend=backend) + (backend == 'torch')
-        ),
+        'path_scan',
+        lambda *args, **kwargs: 1.01 * scan(*args, **kwargs),
     )
-    assert doctor.check_backend('torch', 'cpu').startswith('WRONG RESULT')
+    assert re.match(
+        r'FAILS on cpu, largest error 1.0e-02, of .* in Case\(',
+        doctor.check_backend('torch', 'cpu'),
+    )
     monkeypatch.setattr(
         doctor,
         'distributions',
@@ -82,14 +87,57 @@ def test_the_stand_in_for_operators(monkeypatch):
 
 
 def test_a_failing_backend_is_shown(monkeypatch):
-    scan = doctor.multi_directional_scan
+    def broken(*args, **kwargs):
+        raise RuntimeError('no kernel image')
 
-    def broken(*args, backend):
-        if backend == 'torch':
-            raise RuntimeError('no kernel image')
-        return scan(*args, backend=backend)
-
-    monkeypatch.setattr(doctor, 'multi_directional_scan', broken)
+    monkeypatch.setattr(doctor, 'path_scan', broken)
     assert doctor.check_backend('torch', 'cpu') == (
-        'fails on cpu: no kernel image'
+        'FAILS on cpu, RuntimeError: no kernel image'
     )
+
+
+def test_the_kernels_of_a_gpu_are_checked_anew(monkeypatch, capsys):
+    """And 'auto' goes by what is found now."""
+    device = torch.device('cuda', 0)
+    asked, verdicts = [], {}
+
+    def check_triton(device, fresh=False):
+        asked.append((device, fresh))
+        if fresh:
+            verdicts[device] = Verdict(False, 'largest error 2.0e-01, of y')
+        return verdicts[device]
+
+    monkeypatch.setattr(doctor, 'check_triton', check_triton)
+    monkeypatch.setattr(self_check, 'check_triton', check_triton)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
+    monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device: 'G 1')
+    monkeypatch.setattr(
+        torch.cuda, 'is_current_stream_capturing', lambda: False
+    )
+    monkeypatch.setattr(backends, '_works', lambda name: name == 'triton')
+    monkeypatch.setattr(backends, '_interprets_triton', lambda: False)
+    monkeypatch.setattr(
+        doctor, 'available_backends', lambda: dict(triton=None)
+    )
+    doctor.main()
+    out = capsys.readouterr().out
+    assert (
+        'scan backend triton: FAILS on cuda:0, largest error 2.0e-01, of y\n'
+        "scan backend 'auto' on cpu: torch\n"
+        "scan backend 'auto' on cuda:0: torch\n"
+    ) in out
+    assert asked == [(device, True), (device, False)]
+
+
+def test_the_variable_for_auto_is_shown(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, 'available_backends', dict)
+    for value, meaning in (
+        ('torch', 'torch'),
+        ('tritium', 'VCMAMBA_MM_BACKEND: unknown scan backend'),
+    ):
+        monkeypatch.setenv('VCMAMBA_MM_BACKEND', value)
+        doctor.main()
+        assert (
+            f"VCMAMBA_MM_BACKEND: {value}\nscan backend 'auto' on cpu: "
+            f'{meaning}'
+        ) in capsys.readouterr().out

@@ -20,7 +20,7 @@ from vcmamba_mm.deploy.export import (
 )
 from vcmamba_mm.inference import get_model
 from vcmamba_mm.model_zoo import load_config
-from vcmamba_mm.ops.path_scan import BackendError
+from vcmamba_mm.ops.backends import BackendError
 from vcmamba_mm.training.command_line import (
     add_weights_argument,
     one_line_errors,

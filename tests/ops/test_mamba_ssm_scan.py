@@ -9,9 +9,9 @@ import torch
 from scan_cases import PARAM_ORDERS, assert_close, make_inputs, random_case
 
 from vcmamba_mm.ops import available_backends, multi_directional_scan
+from vcmamba_mm.ops.backends import BackendError
 from vcmamba_mm.ops.mamba_ssm_scan import mamba_ssm_scan
 from vcmamba_mm.ops.scan_inputs import Options, Tensors, share
-from vcmamba_mm.ops.scan_operator import BackendError
 from vcmamba_mm.ops.scan_paths import PATHS
 
 INTERFACE = 'mamba_ssm.ops.selective_scan_interface'

@@ -13,10 +13,10 @@ from vcmamba_mm.ops import (
     path_scan,
     selective_scan,
 )
+from vcmamba_mm.ops.backends import BackendError
 from vcmamba_mm.ops.export_scan import export_scan
 from vcmamba_mm.ops.mamba_ssm_scan import mamba_ssm_scan
 from vcmamba_mm.ops.scan_inputs import Options, Tensors
-from vcmamba_mm.ops.scan_operator import BackendError
 from vcmamba_mm.ops.scan_paths import PATHS, scan_paths
 
 ORDERS = ('raster', 'path')

@@ -7,8 +7,9 @@ import torch
 from scan_cases import NAMES, PARAM_ORDERS, make_inputs
 
 from vcmamba_mm.ops import available_backends, multi_directional_scan
+from vcmamba_mm.ops.backends import BackendError
 from vcmamba_mm.ops.scan_inputs import Tensors, share
-from vcmamba_mm.ops.scan_operator import BackendError, scan_macs
+from vcmamba_mm.ops.scan_operator import scan_macs
 from vcmamba_mm.ops.scan_paths import PATHS, scan_paths
 
 

@@ -183,7 +183,8 @@ def _convert(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _decomposed_scan(*args) -> tuple[Tensor, Tensor]:
-    tensors, options, _ = unpack(*args[:-1])  # less save_states
+    # less backend and save_states
+    tensors, options = unpack(*args[:-2])
     # In float32 always, as the operator does.
     y = export_scan(tensors.to(torch.float32), options)
     return y, y.new_empty(0)

@@ -1,11 +1,7 @@
 """The scan: one operator, its backends and their specification."""
 
-from .path_scan import (
-    available_backends,
-    multi_directional_scan,
-    path_scan,
-    selective_scan,
-)
+from .backends import available_backends
+from .path_scan import multi_directional_scan, path_scan, selective_scan
 
 __all__ = [
     'available_backends',

@@ -1,12 +1,11 @@
-"""The one scan: its faces, and the choice of a backend."""
-
-import os
+"""The one scan and its faces."""
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import mamba_ssm_scan, scan_operator
+from .backends import BackendError, auto_backend, check_backend
 from .reference import reference_scan
 from .scan_inputs import (
     Options,
@@ -15,70 +14,7 @@ from .scan_inputs import (
     check_tensors,
     share,
 )
-from .scan_operator import BackendError, why_no_numba
 from .scan_paths import NUM_PATHS, PATHS
-
-
-def _why_no_triton() -> str | None:
-    try:
-        import triton
-    except ImportError as error:
-        return f'triton cannot be imported ({error}): pip install triton'
-    major, minor = map(int, triton.__version__.split('.')[:2])
-    if (major, minor) < (3, 3):
-        return (
-            f'triton {triton.__version__} is too old: take 3.3 or newer, '
-            'which comes with PyTorch 2.7'
-        )
-    if not (torch.cuda.is_available() or _interprets_triton()):
-        return 'no CUDA GPU was found (TRITON_INTERPRET=1 simulates one)'
-    return None
-
-
-def _interprets_triton() -> bool:
-    return os.environ.get('TRITON_INTERPRET') == '1'
-
-
-_WHY_NOT = dict(
-    reference=lambda: None,
-    torch=lambda: None,
-    numba=why_no_numba,
-    triton=_why_no_triton,
-    mamba_ssm=mamba_ssm_scan.why_not,
-)
-BACKENDS = tuple(_WHY_NOT)
-
-
-def available_backends() -> dict[str, str | None]:
-    """Which scan backends can be used here.
-
-    Returns:
-        dict: For each backend's name None if it can be used, else the reason
-        why not.
-    """
-    return {name: why_not() for name, why_not in _WHY_NOT.items()}
-
-
-def _choose_backend(backend: str, device: torch.device) -> str:
-    if backend == 'auto':
-        return backend  # the operator decides, where it runs
-    if backend not in BACKENDS:
-        raise ValueError(
-            f"unknown scan backend {backend!r}: choose 'auto' or one of "
-            f'{", ".join(map(repr, BACKENDS))}'
-        )
-    reason = _WHY_NOT[backend]()
-    needs_gpu = backend == 'mamba_ssm' or (
-        backend == 'triton' and not _interprets_triton()
-    )
-    elsewhere = backend == 'numba' and device.type not in ('cpu', 'meta')
-    if reason is None and (elsewhere or (needs_gpu and device.type != 'cuda')):
-        reason = f'the input is on {device}'
-    if reason is not None:
-        raise BackendError(
-            f'scan backend {backend!r} cannot be used here: {reason}'
-        )
-    return backend
 
 
 @torch.compiler.assume_constant_result  # PyTorch 2.4 cannot trace it
@@ -122,7 +58,13 @@ def _run(
         check_tensors(tensors, options, with_paths)
     if not with_paths:
         tensors = share(tensors)
-    backend = _choose_backend(backend, x.device)
+    if backend != 'auto':
+        check_backend(backend, x.device)
+    elif not (traces or torch.compiler.is_compiling()):
+        # Neither float64 nor an empty batch is for mamba-ssm's kernel.
+        backend = auto_backend(
+            x.device, mamba_ssm=x.dtype != torch.float64 and len(x) > 0
+        )
     if _transforms():
         backend = 'reference'
     if backend in _DIFFERENTIABLE:
@@ -197,10 +139,12 @@ def path_scan(
         delta_bias: Added to ``delta``, shape (P, channels).
         delta_softplus: Whether softplus makes the step sizes of ``delta``
             and its bias.
-        backend: 'auto' ('numba' on a CPU where it is installed, else
-            'torch'), 'reference', 'torch', 'numba', 'triton' or 'mamba_ssm';
-            see ``available_backends``. Under
-            torch.func's transforms and in forward mode it is 'reference'.
+        backend: 'auto' (what VCMAMBA_MM_BACKEND names in the environment,
+            else 'numba' on a CPU where it is installed, 'triton' on a GPU
+            where its kernels pass their check, else 'torch'), 'reference',
+            'torch', 'numba', 'triton' or 'mamba_ssm'; see
+            ``available_backends``. Under torch.func's transforms and in
+            forward mode it is 'reference'.
 
     Returns:
         Tensor: Sum over the paths, shape and dtype of ``x``; under

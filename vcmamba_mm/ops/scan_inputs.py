@@ -39,8 +39,8 @@ class Tensors(NamedTuple):
     direction_B: Tensor | None = None
     delta_bias: Tensor | None = None
 
-    def to(self, dtype: torch.dtype) -> 'Tensors':
-        return Tensors(*(None if t is None else t.to(dtype) for t in self))
+    def to(self, *args: torch.device | str | torch.dtype) -> 'Tensors':
+        return Tensors(*(None if t is None else t.to(*args) for t in self))
 
 
 class Options(NamedTuple):

@@ -2,37 +2,29 @@
 
 import math
 from collections.abc import Callable
-from functools import cache
 from types import ModuleType
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry, shape_wrapper
 
 from . import torch_scan
+from .backends import VARIABLE, BackendError, auto_backend
 from .scan_inputs import Options, Tensors
 from .scan_paths import NUM_PATHS
-
-# Backends whose kernels add the bias of delta and take its softplus.
-SOFTPLUS_INSIDE = ('numba', 'triton')
-
-
-class BackendError(RuntimeError):
-    """A scan backend that cannot be used here."""
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def unpack(x_map: Tensor, *others) -> tuple[Tensors, Options, str]:
+def unpack(x_map: Tensor, *others) -> tuple[Tensors, Options]:
     """What the registered operator is given, as it is meant.
 
     It takes x as a map, (batch, height, width, channels): of numbers beside
     it torch.jit.trace would keep those of the picture that was traced.
     """
-    *tensors, paths, snake, param_order, delta_softplus, backend = others
+    *tensors, paths, snake, param_order, delta_softplus = others
     options = Options(
         *x_map.shape[1:3],
         tuple(paths.split()),
@@ -40,8 +32,7 @@ def unpack(x_map: Tensor, *others) -> tuple[Tensors, Options, str]:
         param_order,
         delta_softplus,
     )
-    backend = _resolve(backend, x_map.device)
-    return Tensors(x_map.flatten(1, 2), *tensors), options, backend
+    return Tensors(x_map.flatten(1, 2), *tensors), options
 
 
 def _cast(tensors: Tensors, backend: str) -> Tensors:
@@ -51,57 +42,31 @@ def _cast(tensors: Tensors, backend: str) -> Tensors:
     return tensors.to(compute_dtype(tensors.x))
 
 
-def _step_sizes(tensors: Tensors, options: Options, backend: str) -> Tensors:
-    """Add the bias and take softplus, for backends that do not."""
-    if backend in SOFTPLUS_INSIDE:
-        return tensors
-    delta = tensors.delta
-    if tensors.delta_bias is not None:
-        delta = delta + tensors.delta_bias
-    if options.delta_softplus:
-        delta = F.softplus(delta)
-    return tensors._replace(delta=delta, delta_bias=None)
-
-
-def _step_size_grads(
-    grads: Tensors, tensors: Tensors, options: Options, backend: str
-) -> Tensors:
-    """Transpose of ``_step_sizes``."""
-    if backend in SOFTPLUS_INSIDE:
-        return grads
-    grad, bias = grads.delta, tensors.delta_bias
-    if options.delta_softplus:
-        before = tensors.delta if bias is None else tensors.delta + bias
-        grad = torch.ops.aten.softplus_backward(grad, before, 1, 20)
-    grad_bias = None if bias is None else grad.sum((0, 1))
-    return grads._replace(delta=grad, delta_bias=grad_bias)
-
-
-def why_no_numba() -> str | None:
-    try:
-        from . import numba_scan  # noqa: F401
-    except ImportError as error:
-        return f'numba cannot be imported ({error}): pip install numba'
-    except RuntimeError as error:  # it finds no folder for what it compiles
-        return f'numba: {error}. NUMBA_CACHE_DIR=DIR names one'
-    return None
-
-
-@cache
-def _has_numba() -> bool:
-    return why_no_numba() is None
-
-
 def _resolve(backend: str, device: torch.device) -> str:
     """Take for 'auto' what is best here and now.
 
     Not before: traces and exported programs are saved with the name, and run
-    on other devices and machines. The triton kernels have not run on a GPU
-    yet, only in Triton's interpreter: they have to be asked for.
+    on other devices and machines.
     """
-    if backend != 'auto':
-        return backend
-    return 'numba' if device.type == 'cpu' and _has_numba() else 'torch'
+    if backend == 'auto':
+        backend = auto_backend(device, mamba_ssm=False)
+        if backend in ('reference', 'mamba_ssm'):
+            raise BackendError(
+                f'{VARIABLE}: scan backend {backend!r} cannot be used here: '
+                "the scan was traced with 'auto'"
+            )
+    return backend
+
+
+def _keeps_states(backend: str, device: torch.device) -> bool:
+    """Whether the forward pass hands states to the backward pass.
+
+    'auto' on a GPU does not, whatever it turns out to be there: what traces
+    has to know, and must not launch the check of the kernels.
+    """
+    if device.type != 'cuda':
+        backend = _resolve(backend, device)
+    return backend not in ('auto', 'triton')
 
 
 def _module(backend: str) -> ModuleType:
@@ -131,15 +96,15 @@ def _scan(
     save_states: bool,
 ) -> tuple[Tensor, Tensor]:
     """y in the dtype of the computation, and what the backward pass needs."""
-    tensors, options, backend = unpack(
+    tensors, options = unpack(
         *(x, delta, A, B, C, D, direction_B, delta_bias),
-        *(paths, snake, param_order, delta_softplus, backend),
+        *(paths, snake, param_order, delta_softplus),
     )
+    save_states = save_states and _keeps_states(backend, x.device)
+    backend = _resolve(backend, x.device)
     # Matrix products would otherwise fall to half precision.
     with torch.autocast(x.device.type, enabled=False):
-        tensors = _step_sizes(
-            _cast(tensors, backend), options, backend
-        )
+        tensors = _cast(tensors, backend)
         if backend == 'triton':
             from . import triton_scan
 
@@ -153,12 +118,12 @@ def _scan(
 
 @_scan.register_fake
 def _(*args):
-    *inputs, save_states = args
-    tensors, options, backend = unpack(*inputs)
-    keeps = backend != 'triton' and save_states
-    shape = (0,)
-    if keeps:
-        shape = _module(backend).states_shape(tensors, options)
+    *inputs, backend, save_states = args
+    tensors, options = unpack(*inputs)
+    device, shape = tensors.x.device, (0,)
+    if save_states and _keeps_states(backend, device):
+        module = _module(_resolve(backend, device))
+        shape = module.states_shape(tensors, options)
     x, dtype = tensors.x, compute_dtype(tensors.x)
     y = x.new_empty(x.shape, dtype=dtype)
     return y, x.new_empty(math.prod(shape), dtype=dtype)
@@ -184,24 +149,26 @@ def _scan_backward(
 ) -> tuple[
     Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
 ]:  # of what is no tensor an empty one
-    tensors, options, backend = unpack(
+    tensors, options = unpack(
         *(x, delta, A, B, C, D, direction_B, delta_bias),
-        *(paths, snake, param_order, delta_softplus, backend),
+        *(paths, snake, param_order, delta_softplus),
     )
+    has_states = _keeps_states(backend, x.device)
+    backend = _resolve(backend, x.device)
     with torch.autocast(x.device.type, enabled=False):
-        given = _cast(tensors, backend)
-        ready = _step_sizes(given, options, backend)
+        tensors = _cast(tensors, backend)
         if backend == 'triton':
             from . import triton_scan
 
-            grads = triton_scan.scan_backward(grad_y, ready, options)
+            grads = triton_scan.scan_backward(grad_y, tensors, options)
         else:
             module = _module(backend)
-            saved = saved.view(module.states_shape(ready, options))
+            if not has_states:
+                _, saved = module.scan_forward(tensors, options, True)
+            saved = saved.view(module.states_shape(tensors, options))
             grads = module.scan_backward(
-                grad_y.to(compute_dtype(x)), ready, saved, options
+                grad_y.to(compute_dtype(x)), tensors, saved, options
             )
-        grads = _step_size_grads(grads, given, options, backend)
     return tuple(
         x.new_empty(0) if t is None else g.to(t.dtype).reshape(t.shape)
         for g, t in zip(

@@ -15,6 +15,7 @@ those of one chunk at a time from there.
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .scan_inputs import Options, Tensors
@@ -166,6 +167,14 @@ def _fill_decay(memory: Tensor, delta: Tensor, A: Tensor) -> Tensor:
     return decay.exp_()
 
 
+def _step_sizes(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
+    """Add the bias, take softplus; and what it was taken of."""
+    before = tensors.delta
+    if tensors.delta_bias is not None:
+        before = before + tensors.delta_bias
+    return F.softplus(before) if options.delta_softplus else before, before
+
+
 def _total_D(D: Tensor, num_paths: int) -> Tensor:
     """Of all paths, (channels,)."""
     return D.sum(0) * (num_paths // len(D))
@@ -181,7 +190,8 @@ def scan_forward(
         2 CHUNK, ..., shape (chunks, groups, state, paths, channels); no
         chunks unless ``save_states``.
     """
-    x, delta, A, B, C, D, direction_B, _ = tensors
+    x, _, A, B, C, D, direction_B, _ = tensors
+    delta, _ = _step_sizes(tensors, options)
     groups = _groups_of(tensors, options)
     A = groups.read_A(A, len(x))
     delta, C = groups.read_params(delta), groups.read_params(C)
@@ -224,7 +234,8 @@ def scan_backward(
     Returns:
         Tensors: The gradients, None where there was no tensor.
     """
-    x, delta, A, B, C, D, direction_B, _ = tensors
+    x, _, A, B, C, D, direction_B, bias = tensors
+    delta, raw_delta = _step_sizes(tensors, options)
     groups = _groups_of(tensors, options)
     grad_skip = grad_D = None
     if D is not None:
@@ -298,12 +309,19 @@ def scan_backward(
     grad_theta = None
     if direction_B is not None:
         grad_theta = groups.sum_theta(grad_input_B, direction_B)
+    grad_delta = groups.sum_params(grad_delta)
+    if options.delta_softplus:
+        # its steepness, and from where on it is the identity
+        grad_delta = torch.ops.aten.softplus_backward(
+            grad_delta, raw_delta, 1, 20
+        )
     return Tensors(
         grad_x if grad_skip is None else grad_x.add_(grad_skip),
-        groups.sum_params(grad_delta),
+        grad_delta,
         groups.sum_A(grad_A),
         groups.sum_params(grad_input_B.sum(2)),
         groups.sum_params(grad_C),
         grad_D,
         grad_theta,
+        None if bias is None else grad_delta.sum((0, 1)),
     )

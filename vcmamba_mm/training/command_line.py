@@ -14,7 +14,7 @@ from ..checkpoints.loading import WEIGHTS
 from ..data.reading import AnnotationError
 from ..data.sampling import SeedError
 from ..models.base import InputSizeError
-from ..ops.path_scan import BackendError
+from ..ops.backends import BackendError
 from .errors import ProcessError, SettingError, meaning, message
 from .hooks import NonFiniteError
 from .loops import ResumeError

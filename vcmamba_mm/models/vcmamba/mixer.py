@@ -9,7 +9,7 @@ from mmcv.cnn import build_norm_layer
 from torch import Tensor
 
 from ...ops import multi_directional_scan
-from ...ops.path_scan import BACKENDS
+from ...ops.backends import BACKENDS
 from ...ops.scan_inputs import PARAM_ORDERS
 from ...ops.scan_paths import NUM_DIRECTIONS, NUM_PATHS
 from ..layers import PointwiseConv2d
