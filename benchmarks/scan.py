@@ -231,8 +231,6 @@ def measure_case(
     with_grads: bool,
 ) -> dict[str, dict]:
     """Errors, times of each pass and peak memory of each contestant."""
-    if case.own:  # not made for that yet
-        scans = {k: scan for k, scan in scans.items() if k != 'triton'}
     buffers = [random_inputs(case, device) for _ in range(BUFFERS)]
     errors = check_all(scans, buffers[0], case, with_grads)
     results = {

@@ -323,9 +323,7 @@ def test_softplus_far_away(backend):
         backend=backend,
     )
     expected = torch.tensor([0, 0, 0, 1e30, float('inf')])
-    torch.testing.assert_close(
-        y.cpu().flatten(), expected, rtol=0, atol=1e-37
-    )
+    torch.testing.assert_close(y.cpu().flatten(), expected, rtol=0, atol=1e-37)
 
 
 @pytest.mark.parametrize('backend', BACKENDS)

@@ -34,7 +34,8 @@ for name in ('walk', 'backward'):
         (16, 4, True), (32, 1, False),
     ):
         options = dict(
-            make(states, paths, narrow, False).constants, PATHS=paths, FOLLOW=paths == 1,
+            make(states, paths, narrow, False).constants,
+            PATHS=paths, FOLLOW=paths == 1,
             SOFTPLUS=paths == 1, SPLIT=not narrow, ADD=narrow)
         if name == 'walk':
             options |= dict(WHAT='y')

@@ -6,12 +6,10 @@ written where they lie; nothing is permuted or gathered outside. Paths that
 share their parameters at every step are a group, walked together: one
 exponential serves all of them.
 
-A sequence may be cut into segments: a first launch finds what each segment
-makes of a zero state, and the next one starts every segment from there.
-
-What several paths add to a token is private to a thread, or kept for each
-path and summed afterwards, so sums are made in a fixed order: results do not
-change from run to run.
+A sequence may be cut into segments: a first launch finds what each makes of a
+zero state, the next one starts them from there. What paths add to a token is
+private to a thread, or kept for each path and summed afterwards: sums have a
+fixed order, results do not change from run to run.
 """
 
 import triton
@@ -105,9 +103,8 @@ def _load_A(
 @triton.jit
 def _load_vector(t, group, s, o_e, channels, dtype: tl.constexpr):
     """D or the bias; zeros if there is none."""
-    if t is None:
-        values = tl.zeros([o_e.shape[0]], dtype)
-    else:
+    values = tl.zeros([o_e.shape[0]], dtype)
+    if t is not None:
         place = t + group * s + o_e
         values = tl.load(place, o_e < channels, other=0).to(dtype)
     return values
@@ -120,13 +117,8 @@ def _step_size(row, bias, SOFTPLUS: tl.constexpr):
 
 
 @triton.jit
-def _neighbour(i, distance, first, last, REVERSE: tl.constexpr):
-    """The step so many after step i, or the last one."""
-    if REVERSE:
-        step = tl.maximum(i - distance, first)
-    else:
-        step = tl.minimum(i + distance, last)
-    return step
+def _clamp(i, first, last):
+    return tl.minimum(tl.maximum(i, first), last)
 
 
 @triton.jit
@@ -165,7 +157,9 @@ def _walk(
     PATHS: tl.constexpr = len(h)
     BN: tl.constexpr = o_n.shape[0]
     BE: tl.constexpr = o_e.shape[0]
+    o_state = tl.arange(0, BE)[None, :] * BN + o_n[:, None]
     REVERSE: tl.constexpr = WHAT == 'grad_ends'
+    STEP: tl.constexpr = -1 if REVERSE else 1
     READS: tl.constexpr = WHAT == 'y'
     dtype: tl.constexpr = bias.dtype
 
@@ -173,17 +167,13 @@ def _walk(
     i = last if REVERSE else first
     # What is read in the next step is on its way while one is computed.
     tokens = _tokens(i, order, length, PATHS)
-    tokens_next = _tokens(
-        _neighbour(i, 1, first, last, REVERSE), order, length, PATHS
-    )
+    tokens_next = _tokens(_clamp(i + STEP, first, last), order, length, PATHS)
     x_i = _token_rows(x, s_x, tokens, o_e, channels)
     d_i = _param_row(delta, s_delta, i, tokens, 0, o_e, channels, FOLLOW)
-    rows = _state_rows(
-        B, C, s_B, s_C, i, tokens, o_n, STATES, FOLLOW, READS
-    )
+    rows = _state_rows(B, C, s_B, s_C, i, tokens, o_n, STATES, FOLLOW, READS)
     for j in range(last - first + 1):
         i = last - j if REVERSE else first + j
-        i_next = _neighbour(i, 1, first, last, REVERSE)
+        i_next = _clamp(i + STEP, first, last)
         x_next = _token_rows(x, s_x, tokens_next, o_e, channels)
         d_next = _param_row(
             delta, s_delta, i_next, tokens_next, 0, o_e, channels, FOLLOW
@@ -191,17 +181,13 @@ def _walk(
         rows_next = _state_rows(
             B, C, s_B, s_C, i_next, tokens_next, o_n, STATES, FOLLOW, READS
         )
-        tokens_after = _tokens(
-            _neighbour(i, 2, first, last, REVERSE), order, length, PATHS
-        )
-        if WHAT == 'states':
+        i_after = _clamp(i + 2 * STEP, first, last)
+        tokens_after = _tokens(i_after, order, length, PATHS)
+        if WHAT == 'states':  # a constant, unlike what is asked next
             if j % CHUNK == 0:
                 for p in tl.static_range(PATHS):
                     place = out + (j // CHUNK * PATHS + p) * (BN * BE)
-                    tl.store(
-                        place + tl.arange(0, BE)[None, :] * BN + o_n[:, None],
-                        h[p],
-                    )  # fmt: skip
+                    tl.store(place + o_state, h[p])
 
         size = _step_size(d_i, bias, SOFTPLUS)
         total += size
@@ -289,6 +275,28 @@ def walk_kernel(
             place = ends + o_s * s_ends + p * STATES * channels + o_en
             tl.store(place, h[p], m_en)
         tl.store(sums + o_s * s_sums + o_e, total, m_e)
+
+
+@triton.jit
+def _chunk_rows(
+    x, grad_y, delta, s_x, s_g, s_delta, order, start, first, last, length,
+    channels, o_e, PATHS: tl.constexpr, FOLLOW: tl.constexpr,
+    CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Tokens, x, grad_y and delta of CHUNK steps, as they are stored."""
+    tokens = ()
+    xs = ()
+    dys = ()
+    deltas = ()
+    for c in tl.static_range(CHUNK):
+        i = _clamp(start + c, first, last)
+        its = _tokens(i, order, length, PATHS)
+        row = _param_row(delta, s_delta, i, its, 0, o_e, channels, FOLLOW)
+        tokens = tokens + its
+        xs = xs + _token_rows(x, s_x, its, o_e, channels)
+        dys = dys + _token_rows(grad_y, s_g, its, o_e, channels)
+        deltas = deltas + (row,)
+    return tokens, xs, dys, deltas
 
 
 @triton.jit(do_not_specialize=['length', 'steps'])
@@ -387,21 +395,11 @@ def backward_kernel(
                 o_en, m_en, o_e, m_e, STATES * channels,
             )  # fmt: skip
 
-        tokens_c = ()
-        x_c = ()
-        dy_c = ()
-        raw_c = ()
-        for c in tl.static_range(CHUNK):
-            i = tl.minimum(first + (chunks - 1) * CHUNK + c, last)
-            tokens = _tokens(i, p_order, length, TOGETHER)
-            tokens_c = tokens_c + tokens
-            x_c = x_c + _token_rows(x, s_x, tokens, o_e, channels)
-            dy_c = dy_c + _token_rows(grad_y, s_g, tokens, o_e, channels)
-            raw_c = raw_c + (
-                _param_row(
-                    delta, s_delta, i, tokens, 0, o_e, channels, FOLLOW
-                ),
-            )  # fmt: skip
+        tokens_c, x_c, dy_c, raw_c = _chunk_rows(
+            x, grad_y, delta, s_x, s_g, s_delta, p_order,
+            first + (chunks - 1) * CHUNK, first, last, length, channels, o_e,
+            TOGETHER, FOLLOW, CHUNK,
+        )  # fmt: skip
         for j in range(chunks):
             chunk = chunks - 1 - j
             start = first + chunk * CHUNK
@@ -419,23 +417,10 @@ def backward_kernel(
                     p_B, C, s_B, s_C, i, tokens, o_n, STATES, FOLLOW, True
                 )
             # Rows of the chunk before this one are on their way meanwhile.
-            tokens_next = ()
-            x_next = ()
-            dy_next = ()
-            raw_next = ()
-            for c in tl.static_range(CHUNK):
-                i = tl.maximum(start + c - CHUNK, first)
-                tokens = _tokens(i, p_order, length, TOGETHER)
-                tokens_next = tokens_next + tokens
-                x_next = x_next + _token_rows(x, s_x, tokens, o_e, channels)
-                dy_next = dy_next + _token_rows(
-                    grad_y, s_g, tokens, o_e, channels
-                )
-                raw_next = raw_next + (
-                    _param_row(
-                        delta, s_delta, i, tokens, 0, o_e, channels, FOLLOW
-                    ),
-                )  # fmt: skip
+            tokens_next, x_next, dy_next, raw_next = _chunk_rows(
+                x, grad_y, delta, s_x, s_g, s_delta, p_order, start - CHUNK,
+                first, last, length, channels, o_e, TOGETHER, FOLLOW, CHUNK,
+            )  # fmt: skip
 
             size_c = ()
             decay_c = ()
