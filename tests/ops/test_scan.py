@@ -84,6 +84,24 @@ def test_operator_registration(strided, save_states, dtype):
     )
 
 
+@pytest.mark.parametrize('backend', ['torch', 'auto'])
+def test_gradients_have_the_dtypes_that_are_traced(backend):
+    """Autograd would cast them, a compiled graph does not."""
+    inputs = share(Tensors(*(t.detach() for t in make_inputs(1, 3, 4))))
+    x, *others = inputs.to(torch.bfloat16)[:7]
+    given = (x.unflatten(1, (3, 4)), others[0], others[1].float(), *others[2:])
+    y, saved = torch.ops.vcmamba_mm.scan(*given, *REST, backend, True)
+    args = (y, saved, *given, *REST, backend)
+    grads = torch.ops.vcmamba_mm.scan_backward(*args)
+    for grad, t in zip(grads, given):
+        assert t is None or grad.dtype == t.dtype
+    torch.library.opcheck(
+        torch.ops.vcmamba_mm.scan_backward,
+        args,
+        test_utils='test_faketensor',
+    )
+
+
 @pytest.mark.skipif(
     available_backends()['triton'] is not None,
     reason=str(available_backends()['triton']),

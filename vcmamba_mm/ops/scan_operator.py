@@ -156,18 +156,18 @@ def _scan_backward(
     has_states = _keeps_states(backend, x.device)
     backend = _resolve(backend, x.device)
     with torch.autocast(x.device.type, enabled=False):
-        tensors = _cast(tensors, backend)
+        cast = _cast(tensors, backend)
         if backend == 'triton':
             from . import triton_scan
 
-            grads = triton_scan.scan_backward(grad_y, tensors, options)
+            grads = triton_scan.scan_backward(grad_y, cast, options)
         else:
             module = _module(backend)
             if not has_states:
-                _, saved = module.scan_forward(tensors, options, True)
-            saved = saved.view(module.states_shape(tensors, options))
+                _, saved = module.scan_forward(cast, options, True)
+            saved = saved.view(module.states_shape(cast, options))
             grads = module.scan_backward(
-                grad_y.to(compute_dtype(x)), tensors, saved, options
+                grad_y.to(compute_dtype(x)), cast, saved, options
             )
     return tuple(
         x.new_empty(0) if t is None else g.to(t.dtype).reshape(t.shape)
@@ -182,7 +182,7 @@ def _scan_backward(
 def _(grad_y, saved, *args):
     tensors = args[: len(Tensors._fields)]
     return tuple(
-        grad_y.new_empty(0) if t is None else t.new_empty(t.shape)
+        tensors[0].new_empty(0) if t is None else t.new_empty(t.shape)
         for t in tensors
     )
 
