@@ -52,6 +52,10 @@ class Seen:
             )
         elif isinstance(module, torch.nn.Conv2d):
             self.dtypes.add(str(output.dtype))
+            # On a CPU maps of float32 lie like that without the switch too.
+            self.channels_last &= module.weight.is_contiguous(
+                memory_format=torch.channels_last
+            )
 
     def step(self, optimizer, args, kwargs) -> None:
         self.calls['step'] += 1
