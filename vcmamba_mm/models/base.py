@@ -218,6 +218,19 @@ class BaseBackbone(BaseModule):
         """
         return _check_input(x, self.in_channels, self.smallest)
 
+    def select_outputs(self, maps: list[Tensor]) -> tuple[Tensor, ...]:
+        """The maps of ``out_indices``, contiguous unless ``channels_last``.
+
+        What ``check_input`` changed for speed must not reach heads, which may
+        take ``view`` of a map.
+        """
+        outputs = [maps[i] for i in self.out_indices]
+        if self.channels_last:
+            return tuple(outputs)
+        return tuple(
+            y.contiguous() if is_float32_on_cpu(y) else y for y in outputs
+        )
+
     def _freeze_stages(self) -> None:
         if self.frozen_stages < 0:
             return

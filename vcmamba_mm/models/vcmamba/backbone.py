@@ -161,4 +161,4 @@ class VCMamba(BaseBackbone):
         for stage in self.stages[: max(self.out_indices) + 1]:
             x = stage(x, self.pos_embed)
             maps.append(x)
-        return tuple(maps[i] for i in self.out_indices)
+        return self.select_outputs(maps)
