@@ -187,6 +187,20 @@ def test_triton_in_one_piece_and_in_segments(backend, name, monkeypatch):
         )
 
 
+@pytest.mark.parametrize('backend', [backend('triton')])
+def test_triton_refuses_what_offsets_cannot_reach(backend):
+    """Of 32 bits; a row of a huge tensor, or a huge output."""
+    from vcmamba_mm.ops import triton_scan
+
+    for t in (
+        torch.empty(1, 2**16, 2**15 + 1, device='meta'),
+        torch.empty(1, 2**16, 2**15 + 9, device='meta')[:, :, :8],
+    ):
+        with pytest.raises(ValueError, match='2\\^31.*torch'):
+            triton_scan._check_offsets(t)
+    triton_scan._check_offsets(torch.empty(9, 2**16, 2**15, device='meta'))
+
+
 @pytest.mark.parametrize('backend', BACKENDS)
 @pytest.mark.parametrize('softplus', [False, True])
 @pytest.mark.parametrize('without', LEFT_OUT, ids=str)

@@ -70,11 +70,27 @@ def _multiprocessors(device: torch.device) -> int:
 
 
 @lru_cache(maxsize=256)
-def _order(options: Options, device: torch.device, long: bool) -> Tensor:
+def _order(options: Options, device: torch.device) -> Tensor:
     """The tokens that the paths visit, of the type that offsets have."""
+    # The cache outlives any inference_mode block the first call may be in.
     with torch.inference_mode(False):
-        order = options.tables(device).order
-        return order if long else order.int()
+        return options.tables(device).order.int()
+
+
+def _check_offsets(*tensors: Tensor) -> None:
+    """Within an image the kernels compute them in 32 bits.
+
+    Raises:
+        ValueError: If an image reaches further.
+    """
+    for t in tensors:
+        steps = zip(t.shape[1:], t.stride()[1:])
+        if sum((size - 1) * stride for size, stride in steps) >= 2**31:
+            raise ValueError(
+                f'an image of a tensor of shape {tuple(t.shape)} reaches over '
+                '2^31 numbers, which is too far for the scan backend '
+                "'triton': take smaller images, or backend='torch'"
+            )
 
 
 def _sum_slots(t: Tensor) -> Tensor:
@@ -145,9 +161,8 @@ class _Launch:
         )
         # of D and the bias, from path to path
         self.s_D = self.channels if self.own > 1 else 0
-        strides = [s for t in (x, delta, B, C) for s in t.stride()[1:]]
-        is_far = self.num_paths * self.length * max(strides) >= 2**31
-        self.order = _order(options, x.device, is_far)
+        self.order = _order(options, x.device)
+        _check_offsets(self.x, self.delta, self.B, self.C)
 
     def new(self, *shape: int) -> Tensor:
         return self.x.new_empty(shape, dtype=self.dtype)
@@ -157,6 +172,7 @@ class _Launch:
         memory = self.new(
             self.batch, 1 if adds else slots, self.length, self.channels
         )
+        _check_offsets(memory)
         return memory.zero_().expand(-1, slots, -1, -1) if adds else memory
 
     def ends(self, grad_y: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -211,6 +227,7 @@ def scan_backward(
 ) -> Tensors:
     """Gradients, None where there was no tensor."""
     scan = _Launch(tensors, options, backward_sizes)
+    _check_offsets(grad_y)
     batch, length, channels = scan.batch, scan.length, scan.channels
     states, own, num_paths = scan.A.shape[2], scan.own, scan.num_paths
     groups, new = scan.groups, scan.new
