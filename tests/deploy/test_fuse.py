@@ -127,10 +127,17 @@ def test_idempotent():
         assert torch.equal(outputs(once, images), outputs(twice, images))
 
 
-def test_channels_last():
-    outs = fuse(backbone())(torch.randn(2, 3, 64, 96))
-    for out in outs:
-        assert out.is_contiguous(memory_format=torch.channels_last)
+def test_channels_last_inside_only():
+    model, formats = fuse(backbone()), []
+    for stage in model.stages:
+        stage.register_forward_hook(
+            lambda stage, args, y: formats.append(
+                y.is_contiguous(memory_format=torch.channels_last)
+            )
+        )
+    outs = model(torch.randn(2, 3, 64, 96))
+    assert len(formats) == 4 and all(formats)
+    assert all(out.is_contiguous() for out in outs)
 
 
 def test_gradients_of_the_input_and_mixed_precision():

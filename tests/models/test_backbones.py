@@ -257,7 +257,7 @@ def test_channels_last_changes_the_memory_only(build):
     x = images(2, 64, 96)
     for a, b in zip(first(x), last(x)):
         torch.testing.assert_close(b, a)
-        assert b.is_contiguous(memory_format=torch.channels_last)
+        assert b.is_contiguous()  # RoIAlign and others read its memory
     assert formats and all(formats)
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..checkpoints import init_from_pretrained
-from .layers import Blocks, is_float32_on_cpu, resize_pos_embed
+from .layers import Blocks, resize_pos_embed
 
 
 class InputSizeError(ValueError):
@@ -30,8 +30,6 @@ def _check_input(x: Tensor, in_channels: int, smallest: int) -> Tensor:
             f'total stride {smallest}: resize or pad it to at least '
             f'{smallest} x {smallest}'
         )
-    if is_float32_on_cpu(x):
-        x = x.contiguous(memory_format=torch.channels_last)
     return x
 
 
@@ -58,7 +56,8 @@ class BaseBackbone(BaseModule):
         norm_eval: Keep all batch norms in eval mode.
         with_cp: Recompute the blocks in the backward pass to save memory.
         channels_last: Keep weights and feature maps in channels-last memory,
-            which is what tensor cores want and what the scan reads.
+            which is what tensor cores want and what the scan reads. The maps
+            that it returns are contiguous.
         init_cfg: Initialization config. ``dict(type='Pretrained',
             checkpoint=...)`` takes a path or URL of a checkpoint of this
             project (of a classifier, a segmenter, or the backbone alone) or
@@ -209,27 +208,11 @@ class BaseBackbone(BaseModule):
     def check_input(self, x: Tensor) -> Tensor:
         """Return the images if they can be an input.
 
-        float32 on a CPU in channels-last memory, which convolutions hand on:
-        the matrix products of ``PointwiseConv2d`` read it as it is.
-
         Raises:
             InputSizeError: If they are smaller than ``smallest``, or have
                 another number of channels.
         """
         return _check_input(x, self.in_channels, self.smallest)
-
-    def select_outputs(self, maps: list[Tensor]) -> tuple[Tensor, ...]:
-        """The maps of ``out_indices``, contiguous unless ``channels_last``.
-
-        What ``check_input`` changed for speed must not reach heads, which may
-        take ``view`` of a map.
-        """
-        outputs = [maps[i] for i in self.out_indices]
-        if self.channels_last:
-            return tuple(outputs)
-        return tuple(
-            y.contiguous() if is_float32_on_cpu(y) else y for y in outputs
-        )
 
     def _freeze_stages(self) -> None:
         if self.frozen_stages < 0:

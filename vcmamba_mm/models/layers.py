@@ -32,6 +32,17 @@ def is_float32_on_cpu(x: Tensor) -> bool:
     )
 
 
+def fast_format(x: Tensor) -> Tensor:
+    """A map in the memory format that suits what follows.
+
+    float32 on a CPU channels last, which convolutions hand on: the matrix
+    products of ``PointwiseConv2d`` read it as it is.
+    """
+    if is_float32_on_cpu(x):
+        return x.contiguous(memory_format=torch.channels_last)
+    return x
+
+
 @torch.fx.wrap
 def pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A 1x1 convolution; float32 on a CPU a product of channels-last tokens.

@@ -5,7 +5,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..base import BaseBackbone
-from ..layers import GELU, drop_path_rates
+from ..layers import GELU, drop_path_rates, fast_format
 from .blocks import (
     Downsample,
     FFNBlock,
@@ -14,6 +14,8 @@ from .blocks import (
     Stem,
     VCMambaStage,
 )
+
+torch.fx.wrap('fast_format')  # it looks at a dtype
 
 
 @MODELS.register_module()
@@ -156,9 +158,12 @@ class VCMamba(BaseBackbone):
             InputSizeError: If the input is smaller than the total stride, or
                 has another number of channels.
         """
-        x = self.stem(self.check_input(x))
+        x = self.stem(fast_format(self.check_input(x)))
         maps = []
-        for stage in self.stages[: max(self.out_indices) + 1]:
-            x = stage(x, self.pos_embed)
+        for i, stage in enumerate(self.stages[: max(self.out_indices) + 1]):
+            x = stage(fast_format(x), self.pos_embed)
+            if i in self.out_indices:
+                # What follows may read its memory, as mmcv's RoIAlign does.
+                x = x.contiguous()
             maps.append(x)
-        return self.select_outputs(maps)
+        return tuple(maps[i] for i in self.out_indices)
