@@ -18,9 +18,18 @@ $(VENV)/installed: setup.py pyproject.toml $(wildcard requirements/*.txt)
 		'.[onedl,cpu,distill,data,demo,analysis,export,docs,test]'
 	touch $@
 
-CLASSIFIER := configs/demo/vcmamba_demo_digits.py
-SEGMENTER := configs/demo/vcmamba_demo_fpn_digits.py
-WORK := work_dirs/demo
+# Of BACKBONE=vmamba and so on.
+BACKBONE ?= vcmamba
+CLASSIFIER := $(wildcard configs/*/$(BACKBONE)_demo_digits.py)
+SEGMENTER := $(wildcard configs/*/$(BACKBONE)_demo_fpn_digits.py)
+BACKBONES := $(sort $(patsubst %_demo_digits.py,%,$(notdir \
+	$(wildcard configs/*/*_demo_digits.py))))
+WORK := work_dirs/demo$(patsubst %,_%,$(filter-out vcmamba,$(BACKBONE)))
+ifneq ($(filter demo,$(or $(MAKECMDGOALS),demo)),)
+ifneq ($(words $(SEGMENTER)),1)
+$(error unknown BACKBONE=$(BACKBONE): choose one of $(BACKBONES))
+endif
+endif
 
 demo: $(VENV)/installed
 	rm -rf $(WORK)
@@ -42,6 +51,7 @@ test: $(VENV)/installed
 benchmark: $(VENV)/installed
 	python benchmarks/scan.py
 	python benchmarks/model.py
+	python benchmarks/published.py
 	python benchmarks/export.py
 	$(if $(PICTURES),python benchmarks/input_pipeline.py $(PICTURES))
 
@@ -94,6 +104,7 @@ gpu: $(VENV)/installed
 		tests/training/test_recipe.py::test_sync_bn_over_processes
 	python benchmarks/scan.py --device cuda
 	python benchmarks/model.py --device cuda
+	python benchmarks/published.py --device cuda
 
 docs: $(VENV)/installed
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
@@ -102,4 +113,5 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 
 clean:
-	rm -rf $(VENV) $(FROZEN_VENV) work_dirs/demo data/demo site
+	rm -rf $(VENV) $(FROZEN_VENV) data/demo site work_dirs/demo \
+		$(BACKBONES:%=work_dirs/demo_%)

@@ -14,38 +14,42 @@ from pathlib import Path
 import measure
 import onnx
 import torch
+from backbones import fit_norms, mix_well
 from measure import Goal
+from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
-from model import fit_norms
 from torch import nn
 
 from vcmamba_mm.analysis.timing import digits, table
 from vcmamba_mm.deploy.export import TOLERANCES, export
 from vcmamba_mm.inference import get_model
-from vcmamba_mm.model_zoo import load_config
+from vcmamba_mm.model_zoo import image_size, index_root, load_config
 
-CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
-# Height and width that each is exported at
-SIZES = {
-    'vcmamba_s_8xb128_in1k': 224,
-    'vcmamba_m_8xb128_in1k': 224,
-    'vcmamba_b_8xb128_in1k': 224,
-    'vcmamba_b_fpn_8xb4_40k_ade20k_512x512': 512,
-}
-QUICK_SIZES = {'demo/vcmamba_demo_digits': 64}
+MODELS = (
+    'vcmamba_s_8xb128_in1k',
+    'vcmamba_m_8xb128_in1k',
+    'vcmamba_b_8xb128_in1k',
+    'vcmamba_b_fpn_8xb4_40k_ade20k_512x512',
+    'vmamba_t_8xb128_in1k',
+    'mambavision_t_32xb128_in1k',
+    'plainmamba_l1_8xb256_in1k',
+)
+QUICK_MODELS = (str(index_root() / 'configs/demo/vcmamba_demo_digits.py'),)
 
 
-def build(name: str, size: int) -> nn.Module:
+def build(cfg: Config, size: tuple[int, int]) -> nn.Module:
     """A model with random weights, whose every block can be seen in logits."""
-    cfg = load_config(CONFIGS / f'{name}.py')
-    # With that of the start of training, 1e-5, a wrong block is rounding.
-    cfg.model.backbone.layer_scale_init_value = 1.0
     model = revert_sync_batchnorm(get_model(cfg, device='cpu'))
-    fit_norms(model, torch.randn(4, 3, size, size))
+    # With that of the start of training, 1e-5, a wrong block is rounding.
+    for key, parameter in model.named_parameters():
+        if key.rpartition('.')[2].startswith('gamma'):
+            nn.init.ones_(parameter)
+    mix_well(model.backbone)
+    fit_norms(model, torch.randn(4, 3, *size))
     return model.eval()
 
 
-def measure_model(name: str, size: int, folder: Path) -> dict:
+def measure_model(name: str, folder: Path) -> dict:
     """Export and compare.
 
     Raises:
@@ -53,12 +57,12 @@ def measure_model(name: str, size: int, folder: Path) -> dict:
             else than PyTorch.
     """
     path = folder / 'model.onnx'
-    model = build(name, size)
-    report = export(model, path, 'onnx', (size, size), dynamic=True)
+    cfg = load_config(name)
+    size = image_size(cfg)
+    report = export(build(cfg, size), path, 'onnx', size, dynamic=True)
     nodes = onnx.load(path).graph.node
     result = dict(
-        model=name,
-        size=size,
+        model=Path(name).stem,
         differences=[
             dict(shape=list(shape), difference=difference)
             for shape, difference in report.errors.items()
@@ -124,7 +128,7 @@ def report_lines(
         'largest logit, to the model in PyTorch before norms are folded. The '
         'first size is that of the export.',
         '- Nodes: those of the file, those inside of the Scans included. '
-        'Scan: one for each MDM block.',
+        'Scan: one for each block that scans, two of VMamba.',
         '- Times: one image of the exported size, median of seven in turns '
         'after two to warm up; PyTorch runs the model as it is, not folded.',
         *measure.goals_section(goals),
@@ -135,16 +139,20 @@ def report_lines(
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     measure.add_arguments(parser, devices=['cpu'])
+    parser.add_argument(
+        '--models',
+        nargs='+',
+        metavar='MODEL',
+        help='only these, by name or config file; any family, classifiers and '
+        'segmenters',
+    )
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     begin = time.perf_counter()
-    sizes = QUICK_SIZES if args.quick else SIZES
+    models = args.models or (QUICK_MODELS if args.quick else MODELS)
     with tempfile.TemporaryDirectory() as folder:
-        results = [
-            measure_model(name, size, Path(folder))
-            for name, size in sizes.items()
-        ]
+        results = [measure_model(name, Path(folder)) for name in models]
     goals = [check_goal(result) for result in results]
     env = measure.environment('cpu')
     env |= {name: version(name) for name in ('onnx', 'onnxruntime')}

@@ -21,6 +21,7 @@ from typing import NamedTuple
 from unittest import mock
 
 import cv2
+import input_pipeline_report
 import measure
 import mmpretrain.datasets
 import numpy as np
@@ -38,8 +39,6 @@ from vcmamba_mm.analysis.timing import (
     QUICK,
     Call,
     Timing,
-    digits,
-    table,
     time_side_by_side,
 )
 from vcmamba_mm.data import cropping
@@ -293,96 +292,6 @@ def time_loaders(
     return results
 
 
-def report_lines(
-    timings: dict[Contestant, Timing],
-    stages: dict[Contestant, dict[str, float]],
-    normalization: float,
-    augmentation: float,
-    loaders: dict[tuple[Contestant, int], list[float]],
-    differences: dict[str, float],
-    goals: list[Goal],
-    pictures: int,
-) -> list[str]:
-    """The report in Markdown."""
-    baseline = timings[BASELINE]
-    workers = sorted({number for _, number in loaders})
-    lines = [
-        '# Input pipeline',
-        '',
-        f'Written by `benchmarks/input_pipeline.py`: {pictures} JPEGs of '
-        'ImageNet, 224 x 224 crops, RandAugment, random erasing; one core.',
-        '',
-        '## The whole pipeline in one process',
-        '',
-        *table(
-            [
-                'pipeline',
-                'ms per picture',
-                'pictures per second',
-                'times faster',
-                'mean difference of pixels',
-            ],
-            [
-                [
-                    str(contestant),
-                    str(timing),
-                    digits(1000 / timing.median),
-                    measure.ratio(timing, baseline),
-                    f'{differences[str(contestant)]:.2f}',
-                ]
-                for contestant, timing in timings.items()
-            ],
-        ),
-        '',
-        *measure.notes({str(c): t for c, t in timings.items()}),
-        "- The difference of pixels is that to mmpretrain's pictures of the "
-        'same draws, before erasing, of 255. Those *augmented on the device* '
-        'are compared before RandAugment.',
-        '- *Augmented on the device*: the time is that of the loader, without '
-        'RandAugment and erasing, which the process that trains does then.',
-        *measure.goals_section(goals),
-        '',
-        '## Stages, ms per picture',
-    ]
-    for contestant, its in stages.items():
-        lines += [
-            '',
-            *table(
-                [str(contestant), 'ms'],
-                [[name, f'{ms:.3f}'] for name, ms in its.items()],
-            ),
-        ]
-    lines += [
-        '',
-        'Normalization (`ClsDataPreprocessor`) is the same for all. The '
-        'process that trains does it, on the GPU if there is one; on one core '
-        f'of this CPU it takes {normalization:.2f} ms per picture.',
-        '',
-        'Where the device augments, that process does RandAugment and erasing '
-        'too (`AugmentingDataPreprocessor`): on one core of this CPU '
-        f'{augmentation:.2f} ms per picture in batches of 64. On a GPU it has '
-        'not been measured.',
-        '',
-        '## Loader, pictures per second against workers',
-        '',
-        *table(
-            ['pipeline', *map(str, workers)],
-            [
-                [
-                    str(contestant),
-                    *(
-                        digits(statistics.median(loaders[contestant, number]))
-                        for number in workers
-                    ),
-                ]
-                for contestant in timings
-                if (contestant, workers[0]) in loaders
-            ],
-        ),
-    ]
-    return lines
-
-
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -487,7 +396,7 @@ def run(args: argparse.Namespace, scratch: Path) -> None:
         augmentation_ms=augmentation,
         goals=[dict(asdict(g), verdict=g.verdict) for g in goals],
     )
-    lines = report_lines(
+    lines = input_pipeline_report.lines(
         timings,
         stages,
         normalization,
@@ -497,23 +406,7 @@ def run(args: argparse.Namespace, scratch: Path) -> None:
         goals,
         pictures,
     )
-    figure = measure.line_plot(
-        {
-            'loader': {
-                (str(contestant), ''): (
-                    sorted(args.workers),
-                    [
-                        statistics.median(loaders[contestant, number])
-                        for number in sorted(args.workers)
-                    ],
-                )
-                for contestant in CONTESTANTS
-                if (contestant, args.workers[0]) in loaders
-            }
-        },
-        'workers',
-        'pictures per second',
-    )
+    figure = input_pipeline_report.plot(loaders)
     lines += measure.environment_section(env)
     measure.write_report(args, 'input_pipeline', 'cpu', result, lines, figure)
 

@@ -219,7 +219,7 @@ def instruction_sets() -> dict[str, str]:
 def environment(device: str) -> dict[str, str]:
     """What a time depends on."""
     packages = {}
-    for name in ('triton', 'mamba-ssm', 'timm', 'opt-einsum'):
+    for name in ('triton', 'mamba-ssm', 'timm', 'mambavision', 'opt-einsum'):
         try:
             packages[name] = version(name)
         except PackageNotFoundError:
@@ -256,7 +256,7 @@ def environment_section(env: dict[str, str]) -> list[str]:
 def line_plot(
     panels: dict[str, dict[tuple[str, str], tuple[list, list]]],
     xlabel: str,
-    ylabel: str,
+    ylabel: str = '',
 ) -> Figure:
     """Log-log panels side by side.
 
@@ -264,10 +264,13 @@ def line_plot(
         panels: For each title the lines; for each (contestant, variant) its x
             and y. A contestant has one colour, a variant one style.
         xlabel: Below each panel.
-        ylabel: At the left.
+        ylabel: At the left, of all panels; without it each has a scale of its
+            own, which its title names.
     """
     figure = Figure(figsize=(4 + 4 * len(panels), 5.4), layout='constrained')
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    axes = figure.subplots(1, len(panels), sharey=bool(ylabel), squeeze=False)[
+        0
+    ]
     keys = dict.fromkeys(key for panel in panels.values() for key in panel)
     colors = {
         name: i for i, name in enumerate(dict.fromkeys(k[0] for k in keys))

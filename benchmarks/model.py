@@ -1,71 +1,58 @@
-"""Time of the backbone: inference and a training step, against resolution.
+"""Time of the backbones: inference and a training step, against resolution.
 
-VCMamba as it is, in channels_last, compiled, in its deployment form, and with
-the scan done the way the released model does it, against models of timm. All
-of them give pooled features, without a classifier.
+Ours as they are, in channels_last, compiled, in their deployment form, with
+the scan done the way the released models do it and with none, against models
+of timm.
 """
 
 import argparse
-import copy
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from typing import NamedTuple
-from unittest import mock
 
 import measure
 import torch
-import torch.nn.functional as F
+from backbones import (
+    CHANNELS_LAST,
+    COMPILED,
+    CUDA_GRAPHS,
+    FUSED,
+    INFERENCE,
+    NO_SCAN,
+    OPTIMIZED,
+    PLAIN,
+    RELEASED_LIKE,
+    TASKS,
+    TRAINING,
+    Contestant,
+    build,
+    check_model,
+    float64_features,
+    make_call,
+    mambavision,
+    mambavisions,
+    plainmambas,
+    prepare,
+    released_mambavision,
+    timm,
+    timm_models,
+    vcmambas,
+    vmambas,
+)
 from measure import Goal
-from released_like import RELEASED, four_scans, selective_scans
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from released_like import RELEASED, selective_scans
 
 from vcmamba_mm.analysis.timing import (
     BUFFERS,
     FULL,
     QUICK,
-    Call,
     Timing,
     digits,
     table,
     time_side_by_side,
 )
-from vcmamba_mm.deploy import fuse, optimize
-from vcmamba_mm.models import NormGlobalAveragePooling, VCMamba
-from vcmamba_mm.models.vcmamba import mixer
 
-try:
-    import timm
-except ImportError:
-    timm = None
-
-INFERENCE, TRAINING = TASKS = 'inference', 'training step'
-PLAIN, CHANNELS_LAST = '', 'channels_last'
-COMPILED, RELEASED_LIKE = 'channels_last, compiled', 'released-like'
-FUSED, OPTIMIZED = 'fused', 'fused, compiled'
-CUDA_GRAPHS = 'fused, compiled, CUDA graphs'
 SIZES = (224, 384, 512, 768, 1024)
-TIMM_MODELS = (
-    'convnext_tiny',
-    'swin_tiny_patch4_window7_224',
-    'efficientformer_l3',
-)
-ONLY_SIZE = dict(efficientformer_l3=224)  # models that take no other
-# Without theta, the smallest part of the scan, the error would be 3e-4.
-TOLERANCE = 3e-5
-AUTOCAST_TOLERANCE = 0.1  # of bfloat16, which has 8 bits
-
-
-class Contestant(NamedTuple):
-    """A model ('VCMamba-B' or timm's name) and how it is run."""
-
-    model: str
-    variant: str = PLAIN
-
-    def __str__(self) -> str:
-        return ', '.join(filter(None, self))
 
 
 class Case(NamedTuple):
@@ -79,24 +66,6 @@ class Case(NamedTuple):
 
     def __str__(self) -> str:
         return f'{self.task}, {self.size} pixels, batch {self.batch}'
-
-
-def vcmambas(archs: str, *variants: str) -> list[Contestant]:
-    return [
-        Contestant(f'VCMamba-{arch}', variant)
-        for arch in archs
-        for variant in variants
-    ]
-
-
-def timm_models(size: int) -> list[Contestant]:
-    if timm is None:
-        return []
-    return [
-        Contestant(name, CHANNELS_LAST)
-        for name in TIMM_MODELS
-        if ONLY_SIZE.get(name, size) == size
-    ]
 
 
 Plan = dict[Case, list[Contestant]]
@@ -113,6 +82,9 @@ def gpu_plan() -> Plan:
         Case(task, size, series_batch('cuda', size)): [
             *vcmambas('SMB' if size == 224 else 'B', RELEASED_LIKE),
             *vcmambas('SMB', PLAIN, CHANNELS_LAST),
+            *vmambas(*[RELEASED_LIKE] * (size == 224), PLAIN),
+            *mambavisions(*[RELEASED_LIKE] * (size == 224), CHANNELS_LAST),
+            *plainmambas(*[RELEASED_LIKE] * (size == 224), PLAIN),
             *timm_models(size),
         ]
         for task in TASKS
@@ -132,6 +104,9 @@ def cpu_plan() -> Plan:
             *vcmambas('B', RELEASED_LIKE),
             *vcmambas(plain, PLAIN),
             *vcmambas('SMB', CHANNELS_LAST),
+            *vmambas(PLAIN),
+            *mambavisions(PLAIN),
+            *plainmambas(PLAIN),
             *timm_models(224),
         ]
         for task, plain in ((INFERENCE, 'SMB'), (TRAINING, 'B'))
@@ -140,13 +115,18 @@ def cpu_plan() -> Plan:
         Case(INFERENCE, size, series_batch('cpu', size)): [
             *vcmambas('B' if size <= 512 else '', RELEASED_LIKE),
             *vcmambas('SMB', CHANNELS_LAST),
+            *vmambas(PLAIN),
+            *mambavisions(PLAIN),
+            *plainmambas(PLAIN),
             *timm_models(size),
         ]
         for size in SIZES
     }
     plan = batches | series
     for case in (Case(INFERENCE, 224, 4), Case(INFERENCE, 224, 1)):
-        plan[case] += vcmambas('B', FUSED, OPTIMIZED)
+        plan[case] += vcmambas('B', FUSED, OPTIMIZED) + vmambas(NO_SCAN)
+        plan[case] += mambavisions(NO_SCAN, FUSED) + released_mambavision()
+        plan[case] += plainmambas(NO_SCAN)
     plan[Case(INFERENCE, 224, 1)] += vcmambas('B', PLAIN)
     return plan
 
@@ -154,163 +134,17 @@ def cpu_plan() -> Plan:
 def quick_plan() -> Plan:
     ours = vcmambas('S', RELEASED_LIKE, CHANNELS_LAST, PLAIN, FUSED)
     return {
-        Case(INFERENCE, 64, 1): [*ours, *timm_models(64)[:1]],
+        Case(INFERENCE, 64, 1): [
+            *ours,
+            *vmambas(RELEASED_LIKE, PLAIN, NO_SCAN),
+            *mambavisions(PLAIN, NO_SCAN),
+            *plainmambas(PLAIN, NO_SCAN),
+            *released_mambavision(),
+            *timm_models(64)[:1],
+        ],
         Case(INFERENCE, 96, 1): ours[:1],
         Case(TRAINING, 64, 2): ours[:2],
     }
-
-
-def build(name: str, size: int) -> nn.Module:
-    """A model that maps images to pooled features."""
-    if name.startswith('VCMamba-'):
-        backbone = VCMamba(name.removeprefix('VCMamba-'))
-        model = nn.Sequential(
-            backbone, NormGlobalAveragePooling(backbone.embed_dims[-1])
-        )
-    else:
-        kwargs = dict(img_size=size) if name.startswith('swin') else {}
-        model = timm.create_model(name, num_classes=0, **kwargs)
-    fit_norms(model, torch.randn(4, 3, *[min(size, 224)] * 2))
-    return model
-
-
-@torch.no_grad()
-def fit_norms(model: nn.Module, images: Tensor) -> None:
-    """Give the batch norms the statistics of their inputs.
-
-    Else a random model's features hardly depend on its last blocks, and a
-    wrong scan would pass for rounding.
-    """
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
-    momenta = [m.momentum for m in norms]
-    for m in norms:
-        m.momentum = 1.0
-    if norms:
-        model.train()(images)
-    for m, momentum in zip(norms, momenta):
-        m.momentum = momentum
-
-
-@contextmanager
-def released_like_scan(device: str) -> Iterator[None]:
-    """Make VCMamba scan as the released model does."""
-    *_, selective_scan = selective_scans(device).values()
-
-    def scan(
-        *inputs, param_order: str, num_paths: int, snake: bool, backend: str
-    ) -> Tensor:
-        assert (param_order, num_paths, snake) == ('raster', 4, True)
-        with torch.autocast(device, enabled=False):
-            tensors = [
-                t.float() if isinstance(t, Tensor) else t for t in inputs
-            ]
-            y = four_scans(selective_scan, *tensors)
-        return y.to(inputs[0].dtype)
-
-    with mock.patch.object(mixer, 'multi_directional_scan', scan):
-        yield
-
-
-def prepare(
-    model: nn.Module, variant: str, device: str
-) -> Callable[[Tensor], Tensor]:
-    """The forward pass of a variant; changes the model."""
-
-    def forward(images: Tensor) -> Tensor:
-        features = model(images)
-        return features[0] if isinstance(features, tuple) else features
-
-    if variant == RELEASED_LIKE:
-        return released_like_scan(device)(forward)
-    if variant == PLAIN:
-        return forward
-    if variant == FUSED:
-        fuse(model.eval())
-    elif variant in (OPTIMIZED, CUDA_GRAPHS):
-        optimize(model.eval(), cuda_graphs=variant == CUDA_GRAPHS)
-    else:
-        model.to(memory_format=torch.channels_last)
-    if variant == COMPILED:
-        forward = torch.compile(forward, dynamic=False)
-    return lambda images: forward(images.to(memory_format=torch.channels_last))
-
-
-@torch.inference_mode()
-def float64_features(model: nn.Module, images: Tensor, device: str) -> Tensor:
-    """Features of the same model in float64; a scan is the reference."""
-    model = copy.deepcopy(model).double().eval()
-    for module in model.modules():
-        if isinstance(module, mixer.MultiDirectionalMamba):
-            module.backend = 'reference'
-    return prepare(model, PLAIN, device)(images.double())
-
-
-def autocast(device: str) -> torch.autocast:
-    """bfloat16 on a GPU, float32 on a CPU."""
-    return torch.autocast(device, torch.bfloat16, enabled=device == 'cuda')
-
-
-@torch.inference_mode()
-def check_model(
-    contestant: Contestant,
-    model: nn.Module,
-    forward: Callable[[Tensor], Tensor],
-    images: Tensor,
-    expected: Tensor,
-    device: str,
-) -> float:
-    """Error of the features of the batch's first image.
-
-    Raises:
-        measure.WrongResultError: If it is too large.
-    """
-    model.eval()
-    cudnn = torch.backends.cudnn
-    with cudnn.flags(enabled=True, allow_tf32=False):
-        error = measure.check(
-            str(contestant), forward(images)[:1], expected, TOLERANCE
-        )
-    if device == 'cuda':
-        with autocast(device):
-            error = measure.check(
-                f'{contestant}, bfloat16',
-                forward(images)[:1],
-                expected,
-                AUTOCAST_TOLERANCE,
-            )
-    return error
-
-
-def make_call(
-    model: nn.Module,
-    forward: Callable[[Tensor], Tensor],
-    task: str,
-    buffers: list[Tensor],
-    device: str,
-) -> Call:
-    """What is timed."""
-    if task == INFERENCE:
-        model.eval()
-
-        @torch.inference_mode()
-        def infer(i: int) -> None:
-            with autocast(device):
-                forward(buffers[i])
-
-        return infer
-
-    model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
-
-    def step(i: int) -> None:
-        with autocast(device):
-            features = forward(buffers[i])
-        loss = F.mse_loss(features.float(), torch.ones_like(features).float())
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
 
 
 def measure_case(
@@ -324,7 +158,9 @@ def measure_case(
     for contestant in contestants:
         model = build(contestant.model, case.size).to(device)
         params = sum(p.numel() for p in model.parameters())
-        expected = float64_features(model, buffers[0][:1], device)
+        expected = float64_features(
+            model, contestant.variant, buffers[0][:1], device
+        )
         forward = prepare(model, contestant.variant, device)
         error = check_model(
             contestant, model, forward, buffers[0], expected, device
@@ -344,8 +180,27 @@ Results = dict[Case, dict[Contestant, dict]]
 
 
 def check_goals(device: str, results: Results) -> list[Goal]:
-    """Compare VCMamba-B with the goals."""
+    """Compare VCMamba-B, VMamba-T and MambaVision-T with the goals."""
     goals = []
+
+    def add(
+        case: Case,
+        ours: Contestant,
+        rival: Contestant,
+        must: float,
+        aim: float | None = None,
+        at_most: bool = False,
+    ) -> None:
+        """How many times faster ours is, or slower ``at_most``."""
+        its = results.get(case, {})
+        if not {ours, rival} <= set(its):
+            return
+        times = its[ours]['timing'].times_faster_than(its[rival]['timing'])
+        name = f'{case}: {ours} against {rival}'
+        if at_most:
+            name, times = f'{case}: {ours}, time over {rival}', 1 / times
+        goals.append(Goal(name, times, must, aim, at_most=at_most))
+
     baseline = Contestant('VCMamba-B', RELEASED_LIKE)
 
     def against_baseline(case: Case, must: float, aim: float | None) -> None:
@@ -370,14 +225,7 @@ def check_goals(device: str, results: Results) -> list[Goal]:
     if device == 'cpu':
         case = Case(INFERENCE, 224, 4)
         against_baseline(case, 1.5, 2.2)
-        unfolded, fused = vcmambas('B', PLAIN, FUSED)
-        its = results.get(case, {})
-        if {unfolded, fused} <= set(its):
-            times = its[fused]['timing'].times_faster_than(
-                its[unfolded]['timing']
-            )
-            name = f'{case}: {fused} against {unfolded}'
-            goals.append(Goal(name, times, must=1.3))
+        add(case, *vcmambas('B', FUSED, PLAIN), 1.3)
         rival = Contestant('convnext_tiny', CHANNELS_LAST)
         for case, variant, must, aim in (
             (Case(INFERENCE, 224, 1), FUSED, 1, 1.2),
@@ -386,17 +234,20 @@ def check_goals(device: str, results: Results) -> list[Goal]:
             (Case(INFERENCE, 224, 4), PLAIN, 1 / 1.15, None),
             (Case(TRAINING, 224, 4), PLAIN, 1, None),
         ):
-            ours = Contestant('VCMamba-B', variant)
-            its = results.get(case, {})
-            if {ours, rival} <= set(its):
-                times = its[ours]['timing'].times_faster_than(
-                    its[rival]['timing']
-                )
-                name = f'{case}: {ours} against {rival}'
-                goals.append(Goal(name, times, must, aim))
+            add(case, *vcmambas('B', variant), rival, must, aim)
+        for batch in (1, 4):
+            case = Case(INFERENCE, 224, batch)
+            add(case, *vmambas(PLAIN, NO_SCAN), 1.3, 1.15, at_most=True)
+            add(case, *mambavisions(PLAIN, NO_SCAN), 1.2, at_most=True)
         return goals
     against_baseline(Case(INFERENCE, 224, 128), 2.5, None)
     against_baseline(Case(TRAINING, 224, 128), 2, 3)
+    add(Case(INFERENCE, 224, 128), *vmambas(PLAIN, RELEASED_LIKE), 1.5, 3)
+    add(
+        Case(INFERENCE, 224, 128),
+        *mambavisions(CHANNELS_LAST, RELEASED_LIKE),
+        1.2,
+    )
     contestant = Contestant('VCMamba-B', CHANNELS_LAST)
     per_pixel = {
         case.size: its[contestant]['timing'].median / case.pixels
@@ -457,12 +308,14 @@ def report_lines(
         'released-like.',
         '',
         *measure.notes(timings),
-        '- released-like: our VCMamba in contiguous NCHW with the scan done '
+        '- released-like: our model in contiguous NCHW with the scan done '
         f'by four calls of `{scan}`, with transposes, a gather before and '
         'the inverse gather after each (see `scan.py`).',
+        '- without its scans: tokens leave each scan as they come; '
+        'projections and the rest are computed.',
         '- fused: `vcmamba_mm.deploy.fuse`; fused, compiled: '
         '`vcmamba_mm.deploy.optimize`. The time to compile does not count.',
-        '- Each model was checked against itself in float64 (VCMamba with '
+        '- Each model was checked against itself in float64 (ours with '
         'the reference scan); "error" is relative to the largest feature.',
     ]
     if scan != RELEASED[device]:
@@ -472,6 +325,11 @@ def report_lines(
         )
     if timm is None:
         lines.append('- timm is not installed: none of its models is here.')
+    if mambavision is None:
+        lines.append(
+            "- The authors' package mambavision cannot be imported: their "
+            'MambaVision-T is not here.'
+        )
     return [
         *lines,
         *measure.goals_section(goals),
@@ -507,11 +365,23 @@ def main(argv: list[str] | None = None) -> None:
         '--sizes', nargs='+', type=int, help='only these of the usual ones'
     )
     parser.add_argument('--tasks', nargs='+', choices=TASKS, default=TASKS)
+    parser.add_argument(
+        '--models', nargs='+', help='only these, such as VMamba-T'
+    )
+    parser.add_argument(
+        '--rounds',
+        type=int,
+        help='samples of each of the two entries, '
+        f'{FULL["rounds"]} as a rule; more where the differences looked for '
+        'are small',
+    )
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True
-    effort = QUICK if args.quick else FULL
+    effort = dict(QUICK if args.quick else FULL)
+    if args.rounds:
+        effort['rounds'] = args.rounds
     for device in args.device:
         begin = time.perf_counter()
         plan = (
@@ -527,9 +397,14 @@ def main(argv: list[str] | None = None) -> None:
                 args.sizes and case.size not in args.sizes
             ):
                 continue
-            results[case] = measure_case(case, contestants, device, effort)
+            if args.models:
+                contestants = [
+                    c for c in contestants if c.model in args.models
+                ]
+            if contestants:
+                results[case] = measure_case(case, contestants, device, effort)
         if not results:
-            parser.error('nothing to measure at these sizes')
+            parser.error('nothing to measure: no such sizes or models')
         goals = check_goals(device, results)
         env = measure.environment(device)
         env['wall time'] = f'{time.perf_counter() - begin:.0f} s'

@@ -5,9 +5,13 @@ tokens), with a gather of the tokens before it and the inverse gather after it.
 Written from the published equations.
 """
 
+import importlib
+import sys
 from collections.abc import Callable
+from types import ModuleType
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vcmamba_mm.ops import mamba_ssm_scan
@@ -69,7 +73,11 @@ def path_by_path(
 
     The index tables come from the cache.
     """
-    x, delta, A, B, C, D, direction_B, _ = tensors
+    x, delta, A, B, C, D, direction_B, bias = tensors
+    if bias is not None:
+        delta = delta + bias
+    if options.delta_softplus:
+        delta = F.softplus(delta)
     x = x.mT.contiguous()
     # (batch, paths, channels or state, tokens)
     delta, B, C = (t.movedim(1, 3).contiguous() for t in (delta, B, C))
@@ -96,3 +104,55 @@ def four_scans(
     return path_by_path(
         selective_scan, share(Tensors(*tensors)), Options(height, width)
     )
+
+
+def selective_scan_fn(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: None = None,
+) -> Tensor:
+    """``selective_scan_ref`` with the arguments of mamba-ssm's function."""
+    if z is not None or return_last_state:
+        raise NotImplementedError('neither a gate nor the last state')
+    if delta_bias is not None:
+        delta = delta + delta_bias[:, None]
+    if delta_softplus:
+        delta = F.softplus(delta)
+    tensors = (t.to(u.dtype) for t in (delta, A, B, C, D))
+    return selective_scan_ref(u, *tensors)
+
+
+def released_package(name: str) -> ModuleType | None:
+    """A package of a release that scans on a CPU; None if it is not here.
+
+    mamba-ssm, which it imports, needs a GPU: ``selective_scan_fn`` takes the
+    place of its function.
+    """
+    interface = ModuleType('mamba_ssm.ops.selective_scan_interface')
+    interface.selective_scan_fn = selective_scan_fn
+    stand_ins = {
+        module.__name__: module
+        for module in (
+            ModuleType('mamba_ssm'),
+            ModuleType('mamba_ssm.ops'),
+            interface,
+        )
+    }
+    # mock.patch.dict would forget what is imported meanwhile
+    own = {key: sys.modules[key] for key in stand_ins if key in sys.modules}
+    sys.modules.update(stand_ins)
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+    finally:
+        for key in stand_ins:
+            del sys.modules[key]
+        sys.modules.update(own)

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from export import CONFIGS, build
+from export import build
 from onnxruntime.quantization import (
     CalibrationDataReader,
     quantize_dynamic,
@@ -35,14 +35,16 @@ from vcmamba_mm.analysis.timing import (
 )
 from vcmamba_mm.deploy.export import Logits, export
 from vcmamba_mm.inference import get_model
+from vcmamba_mm.model_zoo import index_root, load_config
 
 try:
     import openvino
 except ImportError:
     openvino = None
 
-ROOT = CONFIGS.parent
+ROOT = index_root()
 DEMO, DEMO_SIZE = 'demo/vcmamba_demo_digits', 64
+DEMO_CONFIG = ROOT / f'configs/{DEMO}.py'
 LARGE, LARGE_SIZE = 'vcmamba_s_8xb128_in1k', 224
 NUM_CALIBRATION = 32
 # What stays float32 in the int8 model "in part", by the names of modules. The
@@ -263,17 +265,16 @@ def main(argv: list[str] | None = None) -> None:
 
         if args.quick:
             crops = photo_crops(BUFFERS, DEMO_SIZE, seed=0)
-            add(f'{DEMO}, random', build(DEMO, DEMO_SIZE), crops, crops)
+            model = build(load_config(DEMO_CONFIG), (DEMO_SIZE, DEMO_SIZE))
+            add(f'{DEMO}, random', model, crops, crops)
         else:
-            model = get_model(
-                CONFIGS / f'{DEMO}.py', args.checkpoint, device='cpu'
-            )
+            model = get_model(DEMO_CONFIG, args.checkpoint, device='cpu')
             pictures = demo_pictures('val', 397)
             calibration = demo_pictures('train', NUM_CALIBRATION)
             add(f'{DEMO}, trained', model, pictures, calibration)
             pictures = photo_crops(64, LARGE_SIZE, seed=0)
             calibration = photo_crops(NUM_CALIBRATION, LARGE_SIZE, seed=1)
-            model = build(LARGE, LARGE_SIZE)
+            model = build(load_config(LARGE), (LARGE_SIZE, LARGE_SIZE))
             add(f'{LARGE}, random weights', model, pictures, calibration)
     env = measure.environment('cpu')
     env |= {name: version(name) for name in ('onnx', 'onnxruntime')}

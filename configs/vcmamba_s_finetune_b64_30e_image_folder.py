@@ -4,7 +4,7 @@ _base_ = [
     '_base_/schedules/finetune_bs64_adamw_30e.py',
     '_base_/default_runtime/classification.py',
 ]
-# One's own pictures: data/my_images/{train,val}/<class>/<picture>
+# One's own images: data/my_images/{train,val}/<class>/<image>
 num_classes = 10
 init_cfg = dict(type='Pretrained', checkpoint='checkpoints/VCMamba-S.pth')
 model = dict(

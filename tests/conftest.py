@@ -5,6 +5,8 @@ import os
 import runpy
 import subprocess
 import sys
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,8 @@ if not torch.cuda.is_available():
     os.environ.setdefault('TRITON_INTERPRET', '1')
 # On a GPU PyTorch's deterministic mode wants it, before the first product.
 os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+# PyTorch waits so long for each worker of a loader that ends as garbage.
+torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.1
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / 'tests/fixtures/configs'
@@ -48,6 +52,37 @@ def _one_thread_and_seed():
     # Several test processes share the cores.
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def _quick_interpreter():
+    """Leave out half of what Triton's interpreter does, without effect here.
+
+    It patches the language anew in every call of a function by a kernel, and
+    computes offsets twice, in 64 bits too, as no GPU does by itself.
+    """
+    if 'TRITON_INTERPRET' not in os.environ or not find_spec('triton'):
+        return
+    from triton import language
+    from triton.runtime import interpreter
+
+    patch = getattr(interpreter, '_patch_lang', None)
+    if patch is None:  # another Triton: slower then
+        return
+
+    def patch_once(function):
+        seen = function.__globals__.values()
+        if any(
+            language.core.is_builtin(its.load)
+            for its in (language, language.core)
+            if any(its is value for value in seen)
+        ):
+            return patch(function)
+
+    interpreter._patch_lang = patch_once
+    builder = interpreter.interpreter_builder
+    if hasattr(builder.options, 'sanitize_overflow'):
+        builder.options = replace(builder.options, sanitize_overflow=False)
 
 
 @pytest.fixture(scope='session')

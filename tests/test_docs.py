@@ -8,6 +8,9 @@ import sys
 import pytest
 from conftest import ROOT
 from mmengine.config import Config
+from mmengine.fileio import load
+
+from vcmamba_mm.model_zoo import metafiles
 
 PAGES = sorted([*(ROOT / 'docs').glob('*.md'), ROOT / 'README.md'])
 
@@ -23,8 +26,11 @@ def test_builds_without_warnings(tmp_path):
         env=dict(os.environ, NO_MKDOCS_2_WARNING='1'),
     )
     assert done.returncode == 0, done.stderr
-    page = (tmp_path / 'api' / 'index.html').read_text()
+    pages = {path: path.read_text() for path in tmp_path.rglob('*.html')}
+    page = pages[tmp_path / 'api' / 'index.html']
     assert 'multi_directional_scan' in page and 'layer_scale' in page
+    # Rows that stand apart from their table's head are no warning.
+    assert [path for path, page in pages.items() if '<p>|' in page] == []
 
 
 def text_files():
@@ -149,6 +155,41 @@ def test_reference_has_all_public_names():
                    '.ops'):  # fmt: skip
         public = importlib.import_module(f'vcmamba_mm{module}').__all__
         assert {n for n in public if n[0] != '_'} <= listed, module
+
+
+@pytest.mark.parametrize('page', ['README.md', 'docs/families.md'])
+def test_tables_of_models_are_those_of_metafiles(page):
+    models = {
+        model['Name']: model['Metadata']
+        for metafile in metafiles()
+        for model in load(metafile)['Models']
+    }
+
+    def find(start, end, key):
+        """What is said of the only model that says it, or a dash."""
+        found = [
+            metadata[key]
+            for name, metadata in models.items()
+            if re.fullmatch(rf'{start}_({end})', name) and key in metadata
+        ]
+        assert len(found) <= 1
+        return str(found[0]) if found else '\u2013'
+
+    rows = re.findall(
+        r'^\| (\w+-\w+) \| (\S+) M \| \S+ G \| (\S+) \| (\S+) \|',
+        (ROOT / page).read_text(),
+        re.M,
+    )
+    assert len(rows) == 12
+    for name, parameters, top1, miou in rows:
+        arch = name.lower().replace('-', '_')
+        whose = 'Paper' if 'vcmamba' in arch else 'Authors'
+        plain, any_head = r'\d+xb\d+_in1k', r'(distill_)?\d+xb\d+_in1k'
+        segmenter = r'(fpn|upernet)_\w+_ade20k_512x512'
+        number = int(find(arch, plain, 'Parameters'))
+        assert parameters == f'{number / 1e6:.2f}'
+        assert top1 == find(arch, any_head, f'{whose} Top 1 Accuracy')
+        assert miou == find(arch, segmenter, f'{whose} mIoU')
 
 
 def test_links_of_the_readme():

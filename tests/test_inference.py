@@ -1,5 +1,7 @@
 """Names, models and inferencers, in processes of either default scope."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,12 @@ from PIL import Image
 
 from vcmamba_mm.checkpoints import CheckpointError
 from vcmamba_mm.inference import get_inferencer, get_model
-from vcmamba_mm.model_zoo import index_root, list_models, load_config
+from vcmamba_mm.model_zoo import (
+    image_size,
+    index_root,
+    list_models,
+    load_config,
+)
 
 mmpretrain = pytest.importorskip('mmpretrain')
 mmseg_apis = pytest.importorskip('mmseg.apis')
@@ -46,7 +53,7 @@ def segmenter_file(tmp_path_factory):
     'path',
     [
         *(ROOT / 'configs/camvid').glob('*.py'),
-        *(ROOT / 'configs/demo').glob('*.py'),
+        *(ROOT / 'configs').glob('*/*_demo_*.py'),
     ],
     ids=lambda path: path.stem,
 )
@@ -134,21 +141,64 @@ def test_classes_of_data_and_checkpoint(segmenter_file):
     assert len(get_inferencer(name).classes) == 1000
 
 
-def test_names():
+@pytest.fixture(scope='module')
+def named():
+    """All configs that have a name, by it."""
+    return {name: load_config(name) for name in list_models()}
+
+
+def test_names(named):
     names = list_models()
-    assert len(names) == 9
-    assert mmpretrain.list_models('vcmamba') == sorted(
-        name for name in names if '_fpn_' not in name
+    assert mmpretrain.list_models('*mamba') == sorted(
+        name for name in names if name.endswith('_in1k')
     )
     listed = mmpretrain.ImageClassificationInferencer.list_models('vcmamba_b')
     assert listed == list_models('vcmamba_b*_in1k')
     for name in names:
-        path = index_root() / f'configs/{name}.py'
-        assert load_config(name).model == Config.fromfile(path).model
+        (path,) = (index_root() / 'configs').rglob(f'{name}.py')
+        assert named[name].filename == str(path)
     model = mmpretrain.get_model('vcmamba_s_8xb128_in1k')
     assert sum(p.numel() for p in model.parameters()) == 10_189_720
+    model = mmpretrain.get_model('vmamba_t_8xb128_in1k')
+    assert sum(p.numel() for p in model.parameters()) == 30_249_064
     model = get_model('vcmamba_s_fpn_8xb4_40k_ade20k_512x512', device='cpu')
     assert sum(p.numel() for p in model.parameters()) == 14_039_814
+
+
+def test_sizes_are_those_of_the_names(named):
+    """224 where there is none in the name."""
+    for name, cfg in named.items():
+        found = re.search(r'_(\d{3})(x\1|_in21k)', name)
+        size = int(found[1]) if found else 224
+        assert image_size(cfg) == (size, size), name
+
+
+def test_names_by_family_and_task(named):
+    scopes = dict(
+        classification='mmpretrain', segmentation='mmseg', detection='mmdet'
+    )
+    found = []
+    for family in ('VCMamba', 'VMamba', 'MambaVision', 'PlainMamba'):
+        for task, scope in scopes.items():
+            names = list_models(family=family.lower(), task=task)
+            for name in names:
+                assert named[name].model.backbone.type.startswith(family)
+                assert named[name].default_scope == scope
+            found += names
+    assert sorted(found) == list_models()
+    assert list_models('*_t_*', family='VMamba', task='segmentation') == [
+        'vmamba_t_upernet_8xb2_160k_ade20k_512x512'
+    ]
+    with pytest.raises(
+        ValueError,
+        match="family 'swin': choose one of mambavision, plainmamba, "
+        'vcmamba, vmamba',
+    ):
+        list_models(family='swin')
+    with pytest.raises(
+        ValueError, match="task 'depth': choose one of classification, det"
+    ):
+        list_models(task='depth')
 
 
 def test_inference_model_of_mmpretrain(picture):

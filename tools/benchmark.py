@@ -39,7 +39,7 @@ def parse_args() -> argparse.Namespace:
         '--batch-size',
         type=int,
         default=32 if torch.cuda.is_available() else 4,
-        help='pictures of a batch at the first size (%(default)s)',
+        help='images of a batch at the first size (%(default)s)',
     )
     parser.add_argument(
         '--dtype', choices=DTYPES, default='float32', help='of autocast'
@@ -82,11 +82,11 @@ def draw(timings: list[SizeTiming], title: str, out: str) -> None:
     figure, ((left, middle, right),) = new_figure(1, 3, cell=(4, 3.6))
     sizes = [t.shape[0] for t in timings]
     left.plot(sizes, [t.throughput for t in timings], 'o-', color='C0')
-    left.set(title='Throughput, batches', ylabel='pictures / s', yscale='log')
+    left.set(title='Throughput, batches', ylabel='images / s', yscale='log')
     low, mid, high = zip(*(t.one.quartiles for t in timings))
     middle.plot(sizes, mid, 'o-', color='C1')
     middle.fill_between(sizes, low, high, color='C1', alpha=0.25)
-    middle.set(title='Latency, one picture', ylabel='ms', yscale='log')
+    middle.set(title='Latency, one image', ylabel='ms', yscale='log')
     right.plot(sizes, [t.ms_per_megapixel for t in timings], 'o-', color='C2')
     right.set(title='Time of a million pixels', ylabel='ms, in batches')
     right.set_ylim(0, 1.3 * max(t.ms_per_megapixel for t in timings))
@@ -131,7 +131,7 @@ def main() -> None:
         else f'CPU, {torch.get_num_threads()} threads'
     )
     title = f'{name}, {args.dtype}, {where}, PyTorch {torch.__version__}'
-    header = ['input', 'GMAC', 'ms, one picture', 'batch', 'pictures / s']
+    header = ['input', 'GMAC', 'ms, one image', 'batch', 'images / s']
     header.append('ms / megapixel')
     lines = [title, '', *table(header, rows(timings, macs))]
     first, last = timings[0], timings[-1]

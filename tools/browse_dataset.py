@@ -1,7 +1,7 @@
 """Show augmented batches as the model sees them, in one PNG.
 
 A row is a batch that has gone through the pipeline, the loader and the model's
-data preprocessor, Mixup and CutMix included. Below a picture is the label that
+data preprocessor, Mixup and CutMix included. Below an image is the label that
 the loss gets; label maps are painted over.
 """
 
@@ -105,7 +105,7 @@ def describe(sample: BaseDataElement, classes: tuple[str, ...]) -> list[str]:
 def paint(
     pixels: np.ndarray, sample: BaseDataElement, palette: np.ndarray
 ) -> np.ndarray:
-    """Mix a label map into a picture; what is ignored stays as it is."""
+    """Mix a label map into an image; what is ignored stays as it is."""
     if sample.get('gt_sem_seg') is None:
         return pixels
     labels = sample.gt_sem_seg.data[0].cpu().numpy()

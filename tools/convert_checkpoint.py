@@ -45,14 +45,17 @@ def convert(src: str, dst: str, reverse: bool, weights: str | None) -> int:
             else f'checkpoint {src} has no released names: to go the other '
             'way use --reverse'
         )
-    converted = (
-        dict(model=to_released(state_dict, src))
-        if reverse
-        else dict(
-            meta=dict(source=os.path.basename(src)),
-            state_dict=from_released(state_dict, src),
+    meta = dict(source=os.path.basename(src))
+    if not reverse:
+        converted = dict(meta=meta, state_dict=from_released(state_dict, src))
+    else:
+        released = to_released(state_dict, src)
+        # Models with a `backbone.` are checkpoints of MMCV or MMEngine.
+        converted = (
+            dict(meta=meta, state_dict=released)
+            if any(key.startswith('backbone.') for key in released)
+            else dict(model=released)
         )
-    )
     write_checkpoint(converted, dst)
     return len(state_dict)
 

@@ -19,7 +19,7 @@ from vcmamba_mm.deploy.export import (
     export,
 )
 from vcmamba_mm.inference import get_model
-from vcmamba_mm.model_zoo import load_config
+from vcmamba_mm.model_zoo import image_size, load_config
 from vcmamba_mm.ops.backends import BackendError
 from vcmamba_mm.training.command_line import (
     add_weights_argument,
@@ -101,10 +101,7 @@ def main() -> None:
     with one_line_errors(*SETUP_ERRORS, BackendError, ExportError):
         cfg = load_config(args.config)
         model = get_model(cfg, args.checkpoint, 'cpu', args.weights)
-        shape = args.shape or cfg.get(
-            'crop_size', cfg.model.backbone.get('img_size', 224)
-        )
-        shape = [shape] if isinstance(shape, int) else shape
+        shape = args.shape or image_size(cfg)
         report = export(
             model,
             args.out,

@@ -1,4 +1,7 @@
-"""Parameters and multiply-accumulates of a config's model, scan included."""
+"""Parameters and multiply-accumulates of a config's model, scan included.
+
+The last line counts as the authors of the backbone did, where they say how.
+"""
 
 import argparse
 
@@ -8,7 +11,10 @@ from vcmamba_mm.training.errors import SETUP_ERRORS
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument('config', help='config file, or name of a model')
     parser.add_argument(
         '--shape',
@@ -18,7 +24,7 @@ def parse_args() -> argparse.Namespace:
         metavar='SIZE',
         help='height and width in pixels, or one number for both; may be '
         'given several times; by default the size the position embedding is '
-        'made for',
+        'made for, or 224',
     )
     args = parser.parse_args()
     if any(len(shape) > 2 for shape in args.shape or []):
@@ -42,6 +48,9 @@ def main() -> None:
         print_row(part, f'{first.params / 1e6:.3f} M', macs)
     scans = [count['total'].scan_macs for count in counts]
     print_row('  scan', '', scans)
+    if model.backbone.mac_rule:
+        authors = [count['total'].authors_macs for count in counts]
+        print_row("authors'", '', authors)
 
 
 def print_row(title: str, params: str, macs: list[int]) -> None:

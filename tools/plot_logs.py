@@ -119,13 +119,13 @@ def curve(
 def plot(
     runs: list[tuple[str, Path]], keys: list[str], axis: str, out: Path
 ) -> None:
-    """Draw all curves and save the picture.
+    """Draw all curves and save the figure.
 
     Args:
         runs: Label and place of each run; those of one label share a colour.
         keys: What to draw, a panel for each.
         axis: 'iter' or 'epoch'.
-        out: The picture; its suffix says what kind.
+        out: The figure; its suffix says what kind.
     """
     lines = [read_run(path) for _, path in runs]
     labels = list(dict.fromkeys(label for label, _ in runs))
@@ -182,7 +182,7 @@ def parse_args() -> argparse.Namespace:
         'same name, as of several seeds, share a colour',
     )
     parser.add_argument(
-        '--out', type=Path, default=Path('curves.png'), help='picture to write'
+        '--out', type=Path, default=Path('curves.png'), help='figure to write'
     )
     args = parser.parse_args()
     args.labels = args.labels or [

@@ -50,7 +50,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--show-dir',
         metavar='DIR',
-        help='paint the predictions over the pictures and save them there',
+        help='paint the predictions over the images and save them there',
     )
     add_common_arguments(parser)
     return parser.parse_args()

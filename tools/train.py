@@ -8,7 +8,7 @@ from vcmamba_mm.training.command_line import (
     add_common_arguments,
     one_line_errors,
 )
-from vcmamba_mm.training.config import load_config
+from vcmamba_mm.training.config import load_config, set_precision
 from vcmamba_mm.training.errors import SETUP_ERRORS
 from vcmamba_mm.training.runner import build_runner
 
@@ -34,8 +34,9 @@ def parse_args() -> argparse.Namespace:
         '--amp',
         nargs='?',
         const='float16',
-        choices=['float16', 'bfloat16'],
-        help='automatic mixed precision; without a type, float16',
+        choices=['float16', 'bfloat16', 'float32'],
+        help='automatic mixed precision; without a type, float16; float32 '
+        'for none where the config has it',
     )
     parser.add_argument(
         '--auto-scale-lr',
@@ -56,13 +57,8 @@ def main() -> None:
     with one_line_errors(*SETUP_ERRORS):
         cfg = load_config(args)
         if args.amp:
-            cfg.optim_wrapper.type = 'AmpOptimWrapper'
-            cfg.optim_wrapper.dtype = args.amp
-            # bfloat16 has the range of float32: nothing to scale.
-            scale = (
-                dict(enabled=False) if args.amp == 'bfloat16' else 'dynamic'
-            )
-            cfg.optim_wrapper.setdefault('loss_scale', scale)
+            cfg.precision = args.amp
+            set_precision(cfg, args.amp)
         if args.auto_scale_lr:
             if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
                 raise ValueError(

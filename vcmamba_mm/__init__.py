@@ -1,8 +1,10 @@
-"""VCMamba (arXiv 2509.04669) for the OpenMMLab ecosystem.
+"""Vision Mamba backbones for the OpenMMLab ecosystem.
 
-Importing this package registers the backbone ``VCMamba``, the neck
-``NormGlobalAveragePooling``, the sampler ``SeededSampler``, transforms that
-read pictures, hooks, a loop over epochs, and an optimizer constructor in
+Importing this package registers the backbones ``VCMamba`` (arXiv 2509.04669),
+``VMamba`` (arXiv 2401.10166), ``MambaVision`` (arXiv 2407.08083) and
+``PlainMamba`` (arXiv 2403.17695; for detectors ``PlainMambaAdapter``), the
+neck ``NormGlobalAveragePooling``, the sampler ``SeededSampler``, transforms
+that read images, hooks, a loop over epochs, and an optimizer constructor in
 MMEngine's root registries, and lets MMEngine read ``tar://`` and ``lmdb://``.
 What needs mmpretrain is in ``vcmamba_mm.classification``.
 """
@@ -31,10 +33,22 @@ except ImportError as error:
 from .data import SeededSampler, SeedSample
 from .data.masks import LoadMaskStrict
 from .data.reading import LoadImageStrict, ReplaceUnreadable
-from .models import NormGlobalAveragePooling, VCMamba
+from .models import (
+    MambaVision,
+    NormGlobalAveragePooling,
+    PlainMamba,
+    PlainMambaAdapter,
+    VCMamba,
+    VMamba,
+)
 from .segmentation.tta import AverageSegScoreTTA
 from .training.check_masks import CheckMasksHook
-from .training.hooks import AtomicCheckpointHook, CheckFiniteHook, IterSeedHook
+from .training.hooks import (
+    AtomicCheckpointHook,
+    AverageBuffersHook,
+    CheckFiniteHook,
+    IterSeedHook,
+)
 from .training.loops import ResumableEpochLoop
 from .training.monitor import RawAndEMAHook, ThroughputHook
 from .training.optim import LayerDecayOptimWrapperConstructor
@@ -43,6 +57,7 @@ from .version import __version__
 
 __all__ = [
     'AtomicCheckpointHook',
+    'AverageBuffersHook',
     'AverageSegScoreTTA',
     'CheckFiniteHook',
     'CheckMasksHook',
@@ -50,8 +65,11 @@ __all__ = [
     'LayerDecayOptimWrapperConstructor',
     'LoadImageStrict',
     'LoadMaskStrict',
+    'MambaVision',
     'NormGlobalAveragePooling',
     'PaintHook',
+    'PlainMamba',
+    'PlainMambaAdapter',
     'RawAndEMAHook',
     'ReplaceUnreadable',
     'ResumableEpochLoop',
@@ -60,5 +78,6 @@ __all__ = [
     'SeededSampler',
     'ThroughputHook',
     'VCMamba',
+    'VMamba',
     '__version__',
 ]

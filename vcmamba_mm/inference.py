@@ -1,7 +1,7 @@
 """Models and inferencers from names and checkpoints.
 
 The models are mmpretrain's and mmseg's, and so are the inferencers, but that
-they read pictures as the test does; here they get their config by name and
+they read images as the test does; here they get their config by name and
 their weights safely, wholly or not at all, also from the authors' released
 files.
 """

@@ -1,5 +1,5 @@
 # The classifier that the CamVid example is fine-tuned from, on CIFAR-10 as
-# folders, data/cifar10_small/{train,test}/<class>/<picture>.
+# folders, data/cifar10_small/{train,test}/<class>/<image>.
 _base_ = '../_base_/default_runtime/classification.py'
 
 model = dict(

@@ -1,9 +1,16 @@
 #!/usr/bin/env bash
-# Draws the pictures of docs/analysis.md. VCMamba-S has random weights; the
-# demo's classifier, which `make demo` trains, has learned. Of the photographs
+# Draws the figures of the architectures, which need no weights, and the
+# pictures of docs/analysis.md. There, VCMamba-S has random weights; the demo's
+# classifier, which `make demo` trains, has learned. Of the photographs
 # analysis.md says whose they are.
 set -euo pipefail
 cd "$(dirname "$0")"
+for model in VCMamba:architecture VMamba:vmamba MambaVision:mambavision \
+        PlainMamba:plainmamba; do
+    python ../../tools/draw_architecture.py --model "${model%:*}" \
+        --out "${model#*:}.png"
+done
+
 tools=../../tools/analysis
 photo=$(python -c '
 from pathlib import Path

@@ -6,6 +6,8 @@ from conftest import CONFIGS, GOLDEN
 from PIL import Image
 
 from vcmamba_mm.analysis.class_activation import class_activation_map
+from vcmamba_mm.analysis.figures import shown_stages
+from vcmamba_mm.models import PlainMamba, VCMamba
 
 pytest.importorskip('mmpretrain')
 pytest.importorskip('pytorch_grad_cam')
@@ -41,6 +43,20 @@ def test_closed_formula(stage, build_tiny):
         expected -= expected.min()
         expected /= expected.max()
         np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    'build, arch, shown',
+    [
+        (VCMamba, 'b', [1, 2, 3, 4]),
+        (VCMamba, dict(embed_dims=(8, 8), depths=(1, 1), num_mdm=1), [1, 2]),
+        (PlainMamba, 'l1', [6, 12, 18, 24]),
+        (PlainMamba, 'l3', [9, 18, 27, 36]),  # as their segmenters take
+    ],
+)
+def test_columns_of_a_figure(build, arch, shown):
+    with torch.device('meta'):
+        assert shown_stages(build(arch)) == shown
 
 
 def test_errors(build_tiny):

@@ -53,7 +53,7 @@ def test_confusion_matrix(draw, pictures):
         int(path.parent.name) == result['pred_label']
         for path, result in zip(paths, inferencer([str(p) for p in paths]))
     )
-    assert f'{right / 20:.1%} of 20 pictures are classified right' in printed
+    assert f'{right / 20:.1%} of 20 images are classified right' in printed
     assert Image.open(out).size[0] > 1000
 
 
@@ -64,7 +64,7 @@ def test_confusion_matrix(draw, pictures):
 )
 def test_tsne(draw):
     printed, out = draw('tsne', '--perplexity', 3, '--n-iter', 250)
-    assert 'Each point is a picture' in printed
+    assert 'Each point is an image' in printed
     assert Image.open(out).size[0] > 1000
     assert [path.name for path in out.parent.iterdir()] == ['tsne.png']
 

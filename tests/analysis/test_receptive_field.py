@@ -1,11 +1,14 @@
+from functools import partial
+
 import pytest
 import torch
 from conftest import CONFIGS, GOLDEN, TINY
 from PIL import Image
 from torch import nn
 
-from vcmamba_mm import VCMamba
+from vcmamba_mm import PlainMamba, VCMamba, VMamba
 from vcmamba_mm.analysis.receptive_field import (
+    StageMap,
     effective_receptive_field,
     side_of_share,
 )
@@ -66,8 +69,35 @@ def test_of_a_vcmamba_by_hand():
     assert field.max() == 1
     with pytest.raises(ValueError, match='training mode'):
         effective_receptive_field(model.train(), [x])
-    with pytest.raises(ValueError, match='no pictures'):
+    with pytest.raises(ValueError, match='no images'):
         effective_receptive_field(model.eval(), [])
+
+
+@pytest.mark.parametrize(
+    'build, norm',
+    [
+        (
+            partial(VMamba, dict(embed_dims=(8, 12), depths=(1, 1), expand=1)),
+            'out_norms',
+        ),
+        (
+            partial(
+                PlainMamba,
+                dict(embed_dims=8, depth=2, stem_convs=1, extra_conv=False),
+            ),
+            'final_norm',
+        ),
+    ],
+)
+def test_before_the_norm_of_an_output(build, norm):
+    """After it nothing but rounding would be left of new weights."""
+    bare = build(**{norm: False}).eval()
+    normed = build(**{norm: True}).eval()
+    normed.load_state_dict(bare.state_dict(), strict=False)
+    x = torch.randn(1, 3, 48, 48)
+    expected = effective_receptive_field(bare, [x])
+    found = effective_receptive_field(StageMap(normed, 1).eval(), [x])
+    torch.testing.assert_close(found, expected)
 
 
 def test_side_of_share():
@@ -87,9 +117,9 @@ def test_tool(run_here, picture_file, tmp_path):
         return run_here(tool, CONFIG, *weights, *options)
 
     before = draw()
-    assert 'Over 1 pictures' in before and 'px before training.' in before
+    assert 'Over 1 images' in before and 'px before training.' in before
     height = Image.open(out).size[1]
     both = draw(GOLDEN / 'tiny_release.pth')
     assert 'px before training and of' in both
     assert Image.open(out).size[1] > 1.8 * height
-    assert 'no pictures in' in draw(pictures=tmp_path / 'none')
+    assert 'no images in' in draw(pictures=tmp_path / 'none')

@@ -2,7 +2,9 @@
 
 import json
 import math
+from pathlib import Path
 
+import backbones
 import measure
 import model
 import pytest
@@ -20,8 +22,10 @@ from vcmamba_mm.ops import available_backends
 from vcmamba_mm.ops.scan_inputs import Tensors
 
 
-def run(benchmark, folder):
-    benchmark.main(['--quick', '--device', 'cpu', '--out', str(folder)])
+def run(benchmark, folder, *options):
+    benchmark.main(
+        ['--quick', '--device', 'cpu', '--out', str(folder), *options]
+    )
 
 
 def read_report(folder, name, plotted=True):
@@ -71,9 +75,14 @@ def test_model_benchmark(tmp_path):
     assert {row['task'] for row in rows} == set(model.TASKS)
     ours = {row['variant'] for row in rows if row['model'] == 'VCMamba-S'}
     assert ours == {'', 'channels_last', 'fused', 'released-like'}
+    ours = {row['variant'] for row in rows if row['model'] == 'VMamba-T'}
+    assert ours == {'', 'released-like', 'without its scans'}
+    for name in ('MambaVision-T', 'PlainMamba-L1'):
+        ours = {row['variant'] for row in rows if row['model'] == name}
+        assert ours == {'', 'without its scans'}
     for row in rows:
-        assert 0 < row['error'] < model.TOLERANCE
-        assert row['params'] > 9e6
+        assert 0 < row['error'] < backbones.TOLERANCE
+        assert row['params'] > 7e6
         check_timing(row)
 
 
@@ -100,7 +109,9 @@ def test_export_benchmark(export, tmp_path):
     run(export, tmp_path)
     result = read_report(tmp_path, 'export', plotted=False)
     rows = result['results']
-    assert {row['model'] for row in rows} == set(export.QUICK_SIZES)
+    assert {row['model'] for row in rows} == {
+        Path(name).stem for name in export.QUICK_MODELS
+    }
     for row, goal in zip(rows, result['goals']):
         assert row['differences'][0]['shape'] == [1, 3, 64, 64]
         assert len(row['differences']) == 4
@@ -202,16 +213,23 @@ def test_wrong_scan_stops_the_benchmark(broken, named, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_wrong_model_stops_the_benchmark(tmp_path, monkeypatch):
-    def no_theta(selective_scan, *inputs):
-        *tensors, theta, height, width = inputs
-        return released_like.four_scans(
-            selective_scan, *tensors, 0 * theta, height, width
-        )
+@pytest.mark.parametrize(
+    'left_out, named',
+    [
+        ('direction_B', 'VCMamba-S, released-like is wrong'),
+        ('delta_bias', 'VMamba-T, released-like is wrong'),
+    ],
+)
+def test_wrong_model_stops_the_benchmark(
+    tmp_path, monkeypatch, left_out, named
+):
+    def wrong(selective_scan, tensors, options):
+        tensors = tensors._replace(**{left_out: None})
+        return released_like.path_by_path(selective_scan, tensors, options)
 
-    monkeypatch.setattr(model, 'four_scans', no_theta)
-    with pytest.raises(WrongResultError, match='released-like is wrong'):
-        run(model, tmp_path)
+    monkeypatch.setattr(backbones, 'path_by_path', wrong)
+    with pytest.raises(WrongResultError, match=named):
+        run(model, tmp_path, '--models', named.partition(',')[0])
     assert not list(tmp_path.iterdir())
 
 

@@ -1,6 +1,8 @@
 import os
 import pickle
+import sys
 import zipfile
+from types import ModuleType
 
 import mmengine.optim
 import numpy as np
@@ -101,10 +103,11 @@ def test_unknown_keys_are_listed():
         ('patch_embed.0.weight layers.0.blocks.0.norm.weight '
          'classifier.head.weight', 'left over: classifier.head.weight'),
         ('patch_embed.conv_down.0.weight levels.0.blocks.0.conv1.weight '
-         'norm.weight head.weight', 'left over: head.weight, levels.0.'),
+         'norm.weight head.weight',
+         'left over: stages.0.blocks.0.conv1.weight'),
         # timm's PVT
         ('patch_embed.proj.weight network.0.0.attn.q.weight head.weight',
-         '1 of 3 keys are not those of a released VCMamba classifier: '
+         '1 of 3 keys are not those of a released VCMamba: '
          'network.0.0.attn.q.weight'),
     ],
 )  # fmt: skip
@@ -119,6 +122,34 @@ def test_a_file_of_another_network(tmp_path, keys, words):
     message = str(info.value)
     assert message.startswith(f'checkpoint {path}')
     assert 'VCMamba' in message and words in message and '\n' not in message
+
+
+class CfgNode(dict):
+    """As yacs has it: a dict with attributes, which PyTorch would refuse."""
+
+    def __init__(self, values):
+        super().__init__(values)
+        self.__dict__['__immutable__'] = True
+        self.__dict__['__deprecated_keys__'] = set()
+
+
+def test_the_config_of_a_run_of_vmamba(tmp_path, monkeypatch):
+    """Of protocol 2, with nested nodes, under yacs's name."""
+    monkeypatch.setattr(CfgNode, '__module__', 'yacs.config')
+    module = ModuleType('yacs.config')
+    module.CfgNode = CfgNode
+    monkeypatch.setitem(sys.modules, 'yacs', ModuleType('yacs'))
+    monkeypatch.setitem(sys.modules, 'yacs.config', module)
+    config = CfgNode(dict(MODEL=CfgNode(dict(DIMS=[96, 192])), LR=1e-3))
+    sets = {name: dict(x=torch.rand(2)) for name in ('model', 'model_ema')}
+    path = tmp_path / 'run.pth'
+    torch.save(dict(sets, config=config, epoch=7, max_accuracy=1.5), path)
+    monkeypatch.undo()  # without yacs
+    checkpoint = read_checkpoint(path)
+    assert checkpoint['config'] == dict(MODEL=dict(DIMS=[96, 192]), LR=1e-3)
+    for name, weights in (('model', 'raw'), ('model_ema', 'ema')):
+        found = extract_state_dict(checkpoint, path, weights)
+        assert torch.equal(found['x'], sets[name]['x'])
 
 
 def test_averaged_weights_of_a_released_file(state_dict):

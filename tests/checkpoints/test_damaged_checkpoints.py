@@ -9,6 +9,7 @@ import zipfile
 import pytest
 import torch
 from mmengine.logging import MessageHub
+from safetensors.torch import save_file
 
 from vcmamba_mm.checkpoints import (
     CheckpointError,
@@ -204,12 +205,23 @@ def test_number_of_weights_out_of_reach(tmp_path):
     refused(tmp_path / 'huge.pth', data.replace(count, huge))
 
 
-def test_safetensors(tmp_path):
-    tensor = dict(dtype='F32', shape=[2], data_offsets=[0, 8])
+@pytest.mark.parametrize('what', ['header', 'data', 'offsets'])
+def test_damaged_safetensors(tmp_path, what):
+    offsets = [0, 12] if what == 'offsets' else [0, 8]
+    tensor = dict(dtype='F32', shape=[2], data_offsets=offsets)
     header = json.dumps(dict(weight=tensor)).encode()
+    if what == 'header':
+        header = header[:-3] + b'xxx'
     data = struct.pack('<Q', len(header)) + header + bytes(8)
-    refused(
-        tmp_path / 'weights.bin',
-        data,
-        'weights.bin is in the safetensors format; read is what torch.save',
-    )
+    refused(tmp_path / 'weights.bin', data[:-4] if what == 'data' else data)
+
+
+def test_safetensors(tmp_path):
+    """As their own library writes them."""
+    weights = dict(weight=torch.randn(3, 2), bias=torch.randn(3))
+    path = tmp_path / 'weights.safetensors'
+    save_file(weights, path)
+    found = extract_state_dict(read_checkpoint(path), path)
+    assert found.keys() == weights.keys()
+    for name, tensor in weights.items():
+        assert torch.equal(found[name], tensor)

@@ -15,6 +15,7 @@ from PIL import Image
 from torchvision.ops import box_iou
 
 from vcmamba_mm.checkpoints import read_checkpoint
+from vcmamba_mm.model_zoo import metafiles
 
 pytest.importorskip('mmdet', reason='needs mmdet, see docs/detection.md')
 pytest.importorskip(
@@ -24,9 +25,9 @@ from mmdet.datasets import CocoDataset
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
 
-DETECTORS = sorted((ROOT / 'configs/detection').glob('*.py'))
+DETECTORS = sorted((ROOT / 'configs').rglob('*_coco.py'))
 TINY = CONFIGS / 'tiny_detector.py'
-ROW = re.compile(r'^\| `(vcmamba_\w_[\w-]+_coco)` \| ([\d.]+) M \|', re.M)
+ROW = re.compile(r'^\| `(\w+_[\w-]+_coco)` \| ([\d.]+) M \|', re.M)
 
 
 def test_all_build_through_custom_imports_alone(run):
@@ -43,12 +44,17 @@ def test_all_build_through_custom_imports_alone(run):
     )
     output = run('python', '-c', script, *DETECTORS).stdout
     sizes = json.loads(output.splitlines()[-1])
-    said = dict(ROW.findall((ROOT / 'docs/detection.md').read_text()))
-    assert said == {
-        path.stem: f'{size / 1e6:.2f}'
-        for path, size in zip(DETECTORS, sizes, strict=True)
+    sizes = {
+        path.stem: size for path, size in zip(DETECTORS, sizes, strict=True)
     }
-    assert len(said) == 6
+    said = dict(ROW.findall((ROOT / 'docs/detection.md').read_text()))
+    assert said == {name: f'{size / 1e6:.2f}' for name, size in sizes.items()}
+    assert sizes == {
+        model['Name']: model['Metadata']['Parameters']
+        for metafile in metafiles()
+        if metafile.stem == 'metafile_detection'
+        for model in mmengine.load(metafile)['Models']
+    }
 
 
 @pytest.mark.parametrize('path', DETECTORS, ids=lambda path: path.stem)

@@ -77,6 +77,42 @@ def test_layer_decay_of_a_segmenter():
         assert rates[parameter] == pytest.approx(expected), name
 
 
+@pytest.mark.parametrize(
+    'family, arch',
+    [
+        ('vmamba', dict(expand=1)),
+        (
+            'mambavision',
+            dict(stem_dims=8, num_heads=(2, 2), layer_scale=1e-5),
+        ),
+    ],
+)
+def test_layer_decay_of_other_families(family, arch):
+    """Norms of the outputs are at the end, however early the stage."""
+    cfg = load(f'{family}/{family}_t_upernet_finetune_b8_4k_masks')
+    dims, depths = [8, 8, 16, 16], (1, 2, 3, 1)
+    arch = dict(arch, embed_dims=dims, depths=depths)
+    cfg.model.backbone.arch = arch
+    cfg.model.decode_head.update(in_channels=dims, channels=8)
+    cfg.model.auxiliary_head.update(in_channels=16, channels=8)
+    cfg.optim_wrapper.constructor = 'LayerDecayOptimWrapperConstructor'
+    cfg.optim_wrapper.paramwise_cfg.layer_decay_rate = 0.5
+    model, optimizer = build(cfg)
+    rates = settings(optimizer, 'lr')
+    expected = {'stem': 0, 'out_norms': 8}
+    for stage, before in enumerate((0, 1, 3, 6)):
+        expected[f'stages.{stage}.downsample'] = before + 1
+        for block in range(depths[stage]):
+            expected[f'stages.{stage}.blocks.{block}'] = before + block + 1
+    for name, parameter in model.named_parameters():
+        layers = [
+            layer
+            for place, layer in expected.items()
+            if name.startswith(f'backbone.{place}.')
+        ] or [8]
+        assert [rates[parameter]] == [2e-4 * 0.5 ** (8 - n) for n in layers]
+
+
 @pytest.mark.parametrize('rate', [None, 0.0, 1.5])
 def test_wrong_layer_decay(rate):
     cfg = load('vcmamba_s_finetune_layerdecay_b64_30e_image_folder')

@@ -93,8 +93,8 @@ def crop(content):
 
 
 READERS = {
-    'whole picture': (PICTURES, lambda c: decode_image(c)[0]),
-    'whole picture by Pillow': (
+    'whole image': (PICTURES, lambda c: decode_image(c)[0]),
+    'whole image by Pillow': (
         PICTURES,
         lambda c: decode_image(c, backend='pillow')[0],
     ),

@@ -159,7 +159,7 @@ def test_no_pictures_and_other_classes(tmp_path):
     from vcmamba_mm.classification import ClassFolders
 
     fill(tmp_path, 'a/x.gif')
-    with pytest.raises(ValueError, match='has no pictures: pictures lie in'):
+    with pytest.raises(ValueError, match='has no images: images lie in'):
         ClassFolders(data_root=str(tmp_path))
     with pytest.raises(ValueError, match='1 folders, the config names 2 cl'):
         ClassFolders(
@@ -181,7 +181,7 @@ def test_numbers_without_pictures(tmp_path, lines):
     dataset = WebDataset(data_root=f'tar://{tmp_path}/tar')
     assert len(dataset) == 2
     (line,) = (line for line in lines() if 'left out' in line)
-    assert '1 files are left out (1 .cls): no picture is beside' in line
+    assert '1 files are left out (1 .cls): no image is beside' in line
     fill(folder, '3.jpg')
     (folder / '3.cls').write_text('cat')
     write_tar(
@@ -242,16 +242,16 @@ def test_only_other_endings(run_here, tmp_path):
         f'train_dataloader.dataset.data_root={tmp_path}',
         f'val_dataloader.dataset.data_root={tmp_path}',
     )
-    assert 'error: train_dataloader.dataset finds no pictures' in error
+    assert 'error: train_dataloader.dataset finds no images' in error
     assert 'img_suffix' in error
 
 
 def test_lonely_pictures_and_masks(scenes, lines, tmp_path):
     compare_folders(scenes(*PAIRS, 'pictures/2.jpg', 'masks/a/3.png'))
     first, second = lines()
-    assert re.search('1 of 3 pictures have no mask, .*pictures/2.jpg', first)
+    assert re.search('1 of 3 images have no mask, .*pictures/2.jpg', first)
     assert first.endswith('masks/2.png is missing')
-    assert '1 of 3 masks have no picture' in second
+    assert '1 of 3 masks have no image' in second
     assert second.endswith('masks/a/3.png')
     (tmp_path / 'list.txt').write_text('0\n')
     compare_folders(scenes(ann_file='list.txt'))
@@ -266,7 +266,7 @@ def test_a_part_of_the_pictures(scenes, lines, options):
     assert not lines()
     compare_folders(scenes('pictures/0.jpg', 'pictures/2.jpg', indices=[1]))
     (line,) = lines()
-    assert '1 of 1 pictures have no mask' in line
+    assert '1 of 1 images have no mask' in line
 
 
 def test_no_folder_of_masks(scenes, lines, tmp_path):

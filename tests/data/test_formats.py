@@ -92,7 +92,7 @@ def made(code):
     return re.search(r"'([am]\.\w+)'", code)[1]
 
 
-@pytest.mark.parametrize('what, code, cell', rows('Pictures'))
+@pytest.mark.parametrize('what, code, cell', rows('Images'))
 def test_pictures(what, code, cell):
     path = made(code)
     follow(
@@ -106,7 +106,7 @@ def test_masks(what, code, cell):
     follow(cell, lambda: load_mask(seg_map_path=path))
 
 
-@pytest.mark.parametrize('picture, mask, cell', rows('A mask and its picture'))
+@pytest.mark.parametrize('picture, mask, cell', rows('A mask and its image'))
 def test_pairs(picture, mask, cell):
     paths = dict(img_path=made(picture), seg_map_path=made(mask))
     follow(cell, lambda: load_mask(dict(type='LoadImageStrict'), **paths))
@@ -118,7 +118,7 @@ def test_endings():
 
 
 def test_all_rows_are_there():
-    titles = ('Pictures', 'Masks', 'A mask and its picture')
+    titles = ('Images', 'Masks', 'A mask and its image')
     assert [len(rows(title)) for title in titles] == [14, 14, 6]
 
 
@@ -136,7 +136,7 @@ def test_few_bits_are_told_of_once(monkeypatch):
     for _ in range(2):
         load(dict(type='LoadImageStrict'), img_path='a.png')
     (line,) = lines
-    assert 'picture a.png is nearly black' in line
+    assert 'image a.png is nearly black' in line
     assert 'its largest value is 4095' in line
 
 

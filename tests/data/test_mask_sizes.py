@@ -47,7 +47,7 @@ def test_pixels_of_picture_and_mask_agree(
     for mask, as_shown in ((stored, False), (shown, True)):
         options = dict(color_type=color_type, as_shown=as_shown)
         if mask.shape != expected.shape:
-            with pytest.raises(MaskError, match='mask .* is .* pixels, pict'):
+            with pytest.raises(MaskError, match='mask .* is .* pixels, imag'):
                 read(encode(mask), picture, **options)
             continue
         if orientation in ONE_WAY and not ignored and not as_shown:
@@ -70,7 +70,7 @@ def test_an_orientation_that_explains_the_sizes(read):
         read(encode(stored), picture, as_shown=True)
     message = str(caught.value)
     for words in (
-        'mask.png is 48 x 32 pixels, picture ',
+        'mask.png is 48 x 32 pixels, image ',
         '/picture 32 x 48, turned by its Exif orientation 6',
         "color_type='color_ignore_orientation'",
     ):
@@ -100,7 +100,7 @@ def test_a_mask_with_an_orientation(read):
 def test_masks_of_something_else(read, size):
     picture, _ = photo(32, 48)
     message = (
-        rf'mask.png is {size[1]} x {size[0]} pixels, picture .* 48 x 32: '
+        rf'mask.png is {size[1]} x {size[0]} pixels, image .* 48 x 32: '
         'they must show the same'
     )
     with pytest.raises(MaskError, match=message):

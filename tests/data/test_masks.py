@@ -213,7 +213,7 @@ def test_palettes_are_numbers(read):
 @pytest.mark.parametrize('mode', ['RGB', 'RGBA', 'LA'])
 def test_masks_in_colours(read, mode):
     content = encode(np.zeros((2, 2), np.uint8), mode=mode)
-    with pytest.raises(MaskError, match='mask.png is a picture in colours'):
+    with pytest.raises(MaskError, match='mask.png is an image in colours'):
         read(content)
 
 
@@ -234,7 +234,7 @@ def test_jpegs_are_no_masks(read):
 def test_numbers_that_decoders_stretch(read, content, backend):
     with pytest.raises(MaskError, match='mask.png is a PGM or PBM, whose num'):
         read(content, imdecode_backend=backend)
-    with pytest.raises(MaskError, match='mask.png is a picture in colours'):
+    with pytest.raises(MaskError, match='mask.png is an image in colours'):
         read(b'P6 1 1 255 ' + bytes(3), imdecode_backend=backend)
 
 

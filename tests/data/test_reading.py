@@ -100,7 +100,7 @@ def test_too_many_stop_the_run(folder, workers):
         for _ in range(4):
             list(loader)
     assert re.search(
-        r'[37]\.png cannot be read .*[67] of \d+ pictures so far could not be '
+        r'[37]\.png cannot be read .*[67] of \d+ images so far could not be '
         r'read, more than max_rate=0.005 allows',
         str(error.value),
     )
@@ -116,7 +116,7 @@ def test_the_rate_is_that_of_all(folder):
         read(dict(good))
     for _ in range(20):
         assert read(dict(bad)) is None
-    with pytest.raises(ImageReadError, match='21 of 2021 pictures'):
+    with pytest.raises(ImageReadError, match='21 of 2021 images'):
         read(dict(bad))
 
 
@@ -191,7 +191,7 @@ def test_masks_cut_anywhere(scene, log, backend):
     assert reading.counts == (end + 2, end + 1)
     text = log.read_text()
     assert text.count(f'mask {path} cannot be read (missing') == end + 1
-    assert f'({end + 1} of {end + 2} pictures so far)' in text
+    assert f'({end + 1} of {end + 2} images so far)' in text
 
 
 def test_stock_loading_is_replaced_wherever_it_is():

@@ -9,7 +9,9 @@ import mmengine
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 
 from vcmamba_mm.demo import CLASSES, write_dataset
@@ -21,7 +23,12 @@ COUNTS = dict(
     classification=dict(train=12, val=6),
     segmentation=dict(training=5, validation=3),
 )
-CONFIGS = Path(__file__).parents[2] / 'configs' / 'demo'
+FAMILIES = dict(
+    vcmamba='VCMamba',
+    vmamba='VMamba',
+    mambavision='MambaVision',
+    plainmamba='PlainMamba',
+)
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -123,11 +130,81 @@ def test_iou():
     np.testing.assert_allclose(iou_per_class(confusion), [50, 200 / 3, np.nan])
 
 
+# -------------------------------------------------------------- the trainings
+
+
+def demo_configs(family: str) -> tuple[Path, Path]:
+    """Its classifier and its segmenter."""
+    folder = 'demo' if family == 'vcmamba' else family
+    names = f'{family}_demo_digits.py', f'{family}_demo_fpn_digits.py'
+    return tuple(ROOT / 'configs' / folder / name for name in names)
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_what_make_trains(family, run):
+    """The checkpoints are those that the configs write."""
+    printed = run('make', '--dry-run', 'demo', f'BACKBONE={family}').stdout
+    commands = [
+        line.split()
+        for line in printed.replace('\\\n', ' ').splitlines()
+        if line.startswith(('python -m vcmamba_mm', 'python tools'))
+    ]
+    data, *trained, report = commands
+    assert data[2:4] == ['vcmamba_mm.demo', 'data']
+    classifier, segmenter = map(Config.fromfile, demo_configs(family))
+    work = Path(classifier.work_dir).parent
+    for cfg, (train, test), last, out in zip(
+        (classifier, segmenter),
+        (trained[:2], trained[2:]),
+        (f'epoch_{classifier.max_epochs}', f'iter_{segmenter.max_iters}'),
+        ('predictions.pkl', 'predictions'),
+    ):
+        assert cfg.model.backbone.type == FAMILIES[family]
+        assert Path(cfg.work_dir).parent == work
+        path = str(Path(cfg.filename).relative_to(ROOT))
+        assert train == ['python', 'tools/train.py', path]
+        checkpoint = f'{cfg.work_dir}/{last}.pth'
+        out = f'{cfg.work_dir}/{out}'
+        test_it = ['python', 'tools/test.py', path, checkpoint, '--out', out]
+        assert test == test_it
+    assert report[3:] == ['report', '--work-dir', str(work)]
+    assert segmenter.model.backbone.init_cfg.checkpoint == trained[1][3]
+
+
+@pytest.mark.parametrize('backbone', ['swin', '', '*'])
+def test_make_without_such_a_backbone(run, backbone):
+    process = run('make', 'demo', f'BACKBONE={backbone}', check=False)
+    assert process.returncode == 2 and not process.stdout
+    assert process.stderr.count('\n') == 1
+    for expected in (f'unknown BACKBONE={backbone}', *FAMILIES):
+        assert expected in process.stderr
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_segmenters_begin_with_the_classifier(family, tmp_path):
+    """Each of its backbone's weights."""
+    pytest.importorskip('mmpretrain')
+    pytest.importorskip('mmseg')
+    classifier, segmenter = map(Config.fromfile, demo_configs(family))
+    init_default_scope('mmpretrain')
+    weights = MODELS.build(classifier.model).state_dict()
+    torch.save(dict(state_dict=weights, meta={}), tmp_path / 'epoch_5.pth')
+    init_default_scope('mmseg')
+    backbone = segmenter.model.backbone
+    backbone.init_cfg.checkpoint = str(tmp_path / 'epoch_5.pth')
+    model = MODELS.build(segmenter.model)
+    model.init_weights()
+    found = model.state_dict()
+    for name, value in weights.items():
+        if name.startswith('backbone.'):
+            assert torch.equal(found[name], value), name
+
+
 # ----------------------------------------------------------------- the report
 
 
 def write_run(
-    run_dir: Path, config: str, data_root: Path, metric: str, value: float
+    run_dir: Path, config: Path, data_root: Path, metric: str, value: float
 ) -> None:
     log_dir = run_dir / '20260102_030405'
     (log_dir / 'vis_data').mkdir(parents=True)
@@ -148,7 +225,7 @@ def write_run(
         '2026/01/02 03:04:05 - mmengine - INFO - start\n'
         '2026/01/02 03:06:12 - mmengine - INFO - end\n'
     )
-    cfg = Config.fromfile(CONFIGS / config)
+    cfg = Config.fromfile(config)
     for loop in ('train', 'val', 'test'):
         cfg[f'{loop}_dataloader'].dataset.data_root = str(data_root)
     cfg.dump(log_dir / 'vis_data' / 'config.py')
@@ -165,16 +242,13 @@ def write_run(
 
 
 @pytest.fixture
-def work_dir(dataset, tmp_path) -> Path:
+def work_dir(dataset, tmp_path, request) -> Path:
     """Six classified pictures, one wrongly; three of only background."""
-    for folder, config, task, metric in (
-        (
-            'classifier',
-            'vcmamba_demo_digits.py',
-            'classification',
-            'accuracy/top1',
-        ),
-        ('segmenter', 'vcmamba_demo_fpn_digits.py', 'segmentation', 'mIoU'),
+    for config, folder, task, metric in zip(
+        demo_configs(getattr(request, 'param', 'vcmamba')),
+        ('classifier', 'segmenter'),
+        ('classification', 'segmentation'),
+        ('accuracy/top1', 'mIoU'),
     ):
         write_run(tmp_path / folder, config, dataset / task, metric, 80.0)
     samples = []
@@ -221,7 +295,12 @@ class Text(HTMLParser):
         self.words.append(data)
 
 
-def test_report(work_dir, dataset, capsys):
+@pytest.mark.parametrize(
+    'family, work_dir',
+    [('vcmamba', 'vcmamba'), ('plainmamba', 'plainmamba')],
+    indirect=['work_dir'],
+)
+def test_report(family, work_dir, dataset, capsys):
     assert main(['report', '--work-dir', str(work_dir)]) == 0
     page = Text((work_dir / 'report.html').read_text(encoding='utf-8'))
     assert not page.open
@@ -229,10 +308,11 @@ def test_report(work_dir, dataset, capsys):
         s.startswith(('data:image/png;base64,', '#')) for s in page.sources
     )
     for expected in (
-        'top-1 on 6 held-out pictures 83.3 %',
+        f'{FAMILIES[family]} quick start A small {FAMILIES[family]} class',
+        'top-1 on 6 held-out images 83.3 %',
         'chance level (guessing): 10.0 %',
         '1,234',
-        'Training pictures 12 5',
+        'Training images 12 5',
         'Iterations 20 20',
         '2 min 07 s',
         '1 of 6 are wrong',
@@ -246,7 +326,7 @@ def test_report(work_dir, dataset, capsys):
         ]
     )
     score, chance = re.search(
-        r'mIoU on 3 held-out pictures ([\d.]+) % .*?background\): ([\d.]+) %',
+        r'mIoU on 3 held-out images ([\d.]+) % .*?background\): ([\d.]+) %',
         page.text,
     ).groups()
     assert score == chance

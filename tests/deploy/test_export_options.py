@@ -13,6 +13,7 @@ from conftest import (
     smallest_classifier_cfg,
     smallest_segmenter_cfg,
 )
+from exported import in_float64, session
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
@@ -20,7 +21,6 @@ from vcmamba_mm.deploy import fuse
 from vcmamba_mm.deploy.export import ExportError, Logits, export
 
 onnx = pytest.importorskip('onnx')
-ort = pytest.importorskip('onnxruntime')
 pytest.importorskip('mmpretrain')
 pytest.importorskip('mmseg')
 
@@ -61,22 +61,6 @@ def binary_segmenter():
     model = randomize_norms(MODELS.build(cfg)).eval()
     torch.nn.init.normal_(model.decode_head.conv_seg.weight)
     return model
-
-
-def in_float64(model):
-    model = copy.deepcopy(model).double()
-    for module in model.modules():
-        if hasattr(module, 'backend'):
-            module.backend = 'reference'
-    return model
-
-
-def session(path):
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # the tests ask for errors
-    return ort.InferenceSession(
-        path, options, providers=['CPUExecutionProvider']
-    )
 
 
 def largest_error(run, model, sizes=IMAGES):

@@ -42,6 +42,22 @@ SHRINK = (
         r'depths=\(4, 4, 12, \d\), num_mdm=4',
         'depths=(1, 1, 1, 1), num_mdm=1',
     ),
+    (
+        'vcmamba_mm/models/vmamba/backbone.py',
+        r'depths=\(2, 2, \d+, 2\)',
+        'depths=(1, 1, 1, 1)',
+    ),
+    (
+        'vcmamba_mm/models/mambavision/backbone.py',
+        r"', (80|96), \(\d, 3, \d+, \d\)",
+        r"', \1, (1, 1, 2, 2)",
+    ),
+    # A window of 160 x 160 takes long, whatever the picture.
+    (
+        'configs/**/mambavision*upernet*.py',
+        r'window_size=\(\d+, \d+\)',
+        'window_size=(4, 2)',
+    ),
     ('vcmamba_mm/demo/data.py', r'train=\d+, val=\d+', 'train=60, val=80'),
     (
         'vcmamba_mm/demo/data.py',
@@ -106,6 +122,19 @@ PROGRAMS = dict(
 CHECKPOINTS = {
     'checkpoints/VCMamba-S.pth': ('vcmamba_s_distill_8xb128_in1k', True),
     'checkpoints/VCMamba-B.pth': ('vcmamba_b_distill_8xb128_in1k', True),
+    'checkpoints/vssm1_tiny_0230s_ckpt_epoch_264.pth': (
+        'vmamba_t_8xb128_in1k',
+        True,
+    ),
+    'checkpoints/mambavision_tiny_1k.pth.tar': (
+        'mambavision_t_32xb128_in1k',
+        True,
+    ),
+    'checkpoints/mambavision_small_1k.pth.tar': (
+        'mambavision_s_32xb128_in1k',
+        True,
+    ),
+    'checkpoints/l1.pth': ('plainmamba_l1_8xb256_in1k', True),
     # what `make demo` trains
     'work_dirs/demo/classifier/epoch_1.pth': (
         'configs/demo/vcmamba_demo_digits.py',
@@ -121,6 +150,7 @@ CHECKPOINTS = {
         for name in (
             'vcmamba_b_8xb128_in1k',
             'vcmamba_b_fpn_8xb4_40k_ade20k_512x512',
+            'vmamba_t_upernet_8xb2_160k_ade20k_512x512',
         )
     },
 }

@@ -95,12 +95,12 @@ def check_end(training: Training, victim: str) -> None:
     """Who is left ends, with a line that says who died."""
     code = training.wait()
     if victim in ('torchrun', 'all'):
-        assert code == -signal.SIGKILL
+        assert code == -signal.SIGKILL, training.log[-3000:]
     elif victim == 'data worker':
-        assert code == 2
+        assert code == 2, training.log[-3000:]
         assert any('killed a data worker' in li for li in training.errors)
     else:
-        assert code == 128 + signal.SIGKILL
+        assert code == 128 + signal.SIGKILL, training.log[-3000:]
         assert re.match(
             f'error: process {victim[-1]} .* was killed by SIGKILL first',
             training.errors[-1],

@@ -8,7 +8,13 @@ from torch import nn
 from torch.export import Dim
 from torch.nn.parallel import DistributedDataParallel
 
-from vcmamba_mm import VCMamba
+from vcmamba_mm import (
+    MambaVision,
+    PlainMamba,
+    PlainMambaAdapter,
+    VCMamba,
+    VMamba,
+)
 from vcmamba_mm.ops import available_backends
 
 WHY_NO_TRITON = available_backends()['triton']
@@ -31,6 +37,56 @@ def tiny(**kwargs):
     return VCMamba(
         **dict(arch=TINY, img_size=64, layer_scale_init_value=1.0, **kwargs)
     )
+
+
+def tiny_vmamba(**kwargs):
+    arch = dict(embed_dims=(8, 12), depths=(0, 1), expand=1.5)
+    return VMamba(arch, **kwargs)
+
+
+def tiny_mambavision(**kwargs):
+    """A scan and attention, in windows that 64 pixels do not fill."""
+    arch = dict(
+        embed_dims=(8,),
+        depths=(2,),
+        stem_dims=8,
+        num_heads=(2,),
+        layer_scale=1.0,
+    )
+    return MambaVision(arch, **dict(dict(window_size=(6,)), **kwargs))
+
+
+def mambavision_of_maps():
+    return tiny_mambavision(window_size='map')
+
+
+def tiny_plainmamba(**kwargs):
+    arch = dict(embed_dims=8, depth=1, stem_convs=1, extra_conv=True)
+    return PlainMamba(arch, img_size=64, **kwargs)
+
+
+def tiny_adapter():
+    arch = dict(embed_dims=8, depth=1, stem_convs=1, extra_conv=True)
+    return PlainMambaAdapter(
+        dict(arch, num_heads=2),
+        interactions=(1,),
+        prior_dims=4,
+        img_size=64,
+        layer_scale_init_value=1.0,
+        out_indices=(0, 3),
+    )
+
+
+families = pytest.mark.parametrize(
+    'build',
+    [tiny, tiny_vmamba, tiny_mambavision, tiny_plainmamba],
+    ids=['vcmamba', 'vmamba', 'mambavision', 'plainmamba'],
+)
+of_dynamic_sizes = pytest.mark.parametrize(
+    'build',
+    [tiny, tiny_vmamba, mambavision_of_maps, tiny_plainmamba],
+    ids=['vcmamba', 'vmamba', 'mambavision', 'plainmamba'],
+)
 
 
 def gradients(model, x):
@@ -74,8 +130,11 @@ def test_vcmamba_s_compiles_without_graph_break(small, _forget_compiled):
     ],
     ids=str,
 )
-def test_compiled_training_has_the_same_gradients(dtype, _forget_compiled):
-    model, x = tiny(), torch.randn(2, 3, 64, 64)
+@families
+def test_compiled_training_has_the_same_gradients(
+    build, dtype, _forget_compiled
+):
+    model, x = build(), torch.randn(2, 3, 64, 64)
     if dtype is None:  # what rounding leaves of zeros is no matter then
         model, x = model.double(), x.double()
     # aot_eager traces both passes as every backend does, but emits no code
@@ -87,8 +146,9 @@ def test_compiled_training_has_the_same_gradients(dtype, _forget_compiled):
 
 
 @needs_torch('2.8', 'sizes of maps cannot be symbolic')
-def test_compiled_once_for_all_sizes(_forget_compiled):
-    model = tiny().eval()
+@of_dynamic_sizes
+def test_compiled_once_for_all_sizes(build, _forget_compiled):
+    model = build().eval()
     compiled = torch.compile(
         model, fullgraph=True, backend='aot_eager', dynamic=True
     )
@@ -100,6 +160,19 @@ def test_compiled_once_for_all_sizes(_forget_compiled):
                 torch.testing.assert_close(compiled(x), model(x))
 
 
+@pytest.mark.parametrize(
+    'size', [(48, 72), (97, 52)], ids=['whole windows', 'padded windows']
+)
+def test_windows_compile_without_graph_break(size, _forget_compiled):
+    model = tiny_mambavision().eval()
+    x = torch.randn(2, 3, *size)
+    compiled = torch.compile(
+        model, fullgraph=True, backend='aot_eager', dynamic=False
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), model(x))
+
+
 def test_vcmamba_s_exports(small):
     model, x, expected = small
     exported = torch.export.export(model, (x,)).module()
@@ -108,8 +181,13 @@ def test_vcmamba_s_exports(small):
 
 
 @needs_torch('2.8', 'sizes of maps cannot be symbolic')
-def test_exports_with_dynamic_batch_and_size():
-    model = tiny().eval()
+@pytest.mark.parametrize(
+    'build',
+    # The last one has the layers of PlainMamba, too.
+    [tiny, tiny_vmamba, mambavision_of_maps, tiny_adapter],
+)
+def test_exports_with_dynamic_batch_and_size(build):
+    model = build().eval()
     # Maps of height or width 1 (up to 32 pixels) are a case of their own:
     # torch.export treats all sizes but 0 and 1 alike.
     size = dict(min=33, max=1024)
@@ -174,10 +252,11 @@ def test_autocast_with_large_activations(trained, dtype, rounding):
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
-def test_autocast_training_has_finite_gradients(dtype):
+@families
+def test_autocast_training_has_finite_gradients(build, dtype):
     x = 30 * torch.randn(4, 3, 64, 64)
     with torch.autocast('cpu', dtype):
-        assert all(g.isfinite().all() for g in gradients(tiny(), x))
+        assert all(g.isfinite().all() for g in gradients(build(), x))
 
 
 def _model_and_images():
@@ -208,8 +287,9 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
             torch.testing.assert_close(result, gradient, rtol=1e-9, atol=1e-12)
 
 
-def test_functional_call():
-    model, other = tiny().double().eval(), tiny().double().eval()
+@families
+def test_functional_call(build):
+    model, other = build().double().eval(), build().double().eval()
     x = torch.randn(2, 3, 64, 64).double()
     expected = gradients(other, x)
     other.zero_grad()
@@ -220,9 +300,10 @@ def test_functional_call():
         torch.testing.assert_close(parameter.grad, gradient)
 
 
-def test_functional_gradients_of_the_reference():
+@families
+def test_functional_gradients_of_the_reference(build):
     """Not of the others: PyTorch's registered operators have none."""
-    model = tiny(mixer_cfg=dict(backend='reference')).double().eval()
+    model = build(mixer_cfg=dict(backend='reference')).double().eval()
     x = torch.randn(2, 3, 64, 64).double()
     expected = gradients(model, x)
     results = torch.func.grad(
@@ -240,9 +321,10 @@ def test_functional_gradients_of_the_reference():
     'device', ['cpu', pytest.param('cuda', marks=pytest.mark.gpu)]
 )
 @pytest.mark.parametrize('backend', BACKENDS)
-def test_deterministic_mode_gives_the_same_gradients(backend, device):
+@families
+def test_deterministic_mode_gives_the_same_gradients(build, backend, device):
     torch.set_num_threads(2)
-    model = tiny(mixer_cfg=dict(backend=backend)).to(device)
+    model = build(mixer_cfg=dict(backend=backend)).to(device)
     x = torch.randn(4, 3, 64, 64, device=device)
     torch.use_deterministic_algorithms(True)
     try:
@@ -254,8 +336,9 @@ def test_deterministic_mode_gives_the_same_gradients(backend, device):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize('backend', BACKENDS)
-def test_cuda_graph_of_inference(backend):
-    model = tiny(mixer_cfg=dict(backend=backend)).double().cuda().eval()
+@families
+def test_cuda_graph_of_inference(build, backend):
+    model = build(mixer_cfg=dict(backend=backend)).double().cuda().eval()
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64, device='cuda')
     stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
     stream.wait_stream(torch.cuda.current_stream())
@@ -274,8 +357,9 @@ def test_cuda_graph_of_inference(backend):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize('backend', BACKENDS)
-def test_cuda_graph_of_training(backend):
-    model = tiny(mixer_cfg=dict(backend=backend)).double().cuda().eval()
+@families
+def test_cuda_graph_of_training(build, backend):
+    model = build(mixer_cfg=dict(backend=backend)).double().cuda().eval()
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64, device='cuda')
     expected = [gradients(model, i * x) for i in range(1, 4)]
     graphed = torch.cuda.make_graphed_callables(model, (torch.randn_like(x),))

@@ -17,7 +17,7 @@ def tiny(**kwargs):
     return VCMamba(**{**dict(arch=TINY, img_size=64), **kwargs})
 
 
-# FACTS: parameters without the heads and the neck's norm
+# The release's parameters without the heads and the neck's norm
 @pytest.mark.parametrize(
     'arch, with_both_heads, classes',
     [

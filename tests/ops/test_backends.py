@@ -1,7 +1,7 @@
 """Every backend against the specification in float64.
 
 Without a GPU the Triton kernels run in Triton's interpreter, which takes
-0.07 s for a token forwards and backwards: where that adds up, a test waits
+0.02 s for a token forwards and backwards: where that adds up, a test waits
 for a GPU. What runs crosses the borders of chunks (of four steps) and tiles,
 and ends anywhere in them. mamba-ssm's kernel waits too; test_mamba_ssm_scan.py
 tests what is around it.

@@ -6,6 +6,7 @@ from conftest import needs_export
 
 from vcmamba_mm.ops import multi_directional_scan
 from vcmamba_mm.ops.export_scan import export_scan, import_scan_op
+from vcmamba_mm.ops.reference import reference_scan
 from vcmamba_mm.ops.scan_inputs import Options, Tensors, share
 from vcmamba_mm.ops.scan_paths import PATHS
 
@@ -46,3 +47,25 @@ def test_older_pytorch_is_refused(monkeypatch):
     monkeypatch.setattr(torch, '__version__', version)
     with pytest.raises(ImportError, match='PyTorch >= 2.8.* is 2.4.1'):
         import_scan_op()
+
+
+@needs_export
+@pytest.mark.parametrize('states', [1, 3])
+@pytest.mark.parametrize('size', [(1, 1), (4, 4), (5, 9)])
+def test_paths_with_parameters_of_their_own(size, states):
+    """In chunks of 16 steps where there is one state."""
+    batch, length, channels, paths = 2, size[0] * size[1], 6, 3
+    tensors = Tensors(
+        torch.randn(batch, length, channels),
+        torch.randn(batch, length, paths, channels),
+        -torch.rand(paths, channels, states),
+        torch.randn(batch, length, paths, states),
+        torch.randn(batch, length, paths, states),
+        torch.randn(paths, channels),
+        delta_bias=torch.randn(paths, channels),
+    ).to(torch.float64)
+    names = ('column', 'row', 'column_reverse')
+    options = Options(*size, names, False, 'path', True)
+    torch.testing.assert_close(
+        export_scan(tensors, options), reference_scan(tensors, options)
+    )

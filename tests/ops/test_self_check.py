@@ -1,6 +1,6 @@
 """The kernels are checked before 'auto' takes them.
 
-Without a GPU there is Triton's interpreter, which takes 0.07 s for a token:
+Without a GPU there is Triton's interpreter, which takes 0.02 s for a token:
 the cases are the smallest, and a GPU is what the tests say it is.
 """
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import GOLDEN
+from conftest import GOLDEN, ROOT
 
 from vcmamba_mm.checkpoints import read_checkpoint
 
@@ -25,6 +25,32 @@ def test_convert_there_and_back(run, run_here, tmp_path):
     run_here('convert_checkpoint.py', RELEASE, ours, '--weights', 'ema')
     weight = read_checkpoint(ours)['state_dict']['head.fc.weight']
     torch.testing.assert_close(weight, released['head.weight'] + 0.01)
+
+
+@pytest.mark.parametrize(
+    'name, entry, key',
+    [
+        ('vmamba/tiny_release', 'model', 'mixer.dt_bias'),
+        ('vmamba/tiny_downstream', 'state_dict', 'mixer.dt_bias'),
+        ('plainmamba/tiny_release', 'state_dict', 'mixer.direction_B'),
+    ],
+)
+def test_files_of_other_families(run_here, tmp_path, name, entry, key):
+    """Of classifiers, and of segmenters and detectors."""
+    path = ROOT / f'tests/fixtures/golden/{name}.pth'
+    released = read_checkpoint(path)[entry]
+    if 'downstream' in name:
+        released['decode_head.conv_seg.bias'] = torch.ones(3)
+        path = tmp_path / 'segmenter.pth'
+        torch.save({entry: released}, path)
+    ours, back = tmp_path / 'ours.pth', tmp_path / 'back.pth'
+    run_here('convert_checkpoint.py', path, ours)
+    run_here('convert_checkpoint.py', ours, back, '--reverse')
+    keys = read_checkpoint(ours)['state_dict'].keys()
+    assert f'backbone.stages.0.blocks.0.{key}' in keys
+    converted = read_checkpoint(back)[entry]
+    assert list(converted) == list(released)
+    assert all(torch.equal(converted[k], v) for k, v in released.items())
 
 
 def test_convert_writes_nothing_on_error(run_here, tmp_path):

@@ -16,24 +16,39 @@ TOOL = str(ROOT / 'tools/draw_architecture.py')
 def draw(monkeypatch):
     """Run the tool in this process."""
 
-    def draw(out):
-        monkeypatch.setattr(sys, 'argv', [TOOL, '--out', str(out)])
+    def draw(out, model='VCMamba'):
+        argv = [TOOL, '--model', model, '--out', str(out)]
+        monkeypatch.setattr(sys, 'argv', argv)
+        monkeypatch.syspath_prepend(str(ROOT / 'tools'))
         runpy.run_path(TOOL, run_name='__main__')
 
     return draw
 
 
-def test_picture(draw, tmp_path):
-    draw(tmp_path / 'architecture.png')
+@pytest.mark.parametrize(
+    'model, height',
+    [
+        ('VCMamba', 1184),
+        ('VMamba', 1120),
+        ('MambaVision', 1220),
+        ('PlainMamba', 1220),
+    ],
+)
+def test_picture(draw, tmp_path, model, height):
+    draw(tmp_path / 'architecture.png', model)
     assert [p.name for p in tmp_path.iterdir()] == ['architecture.png']
     assert (tmp_path / 'architecture.png').stat().st_size < 300_000
     with Image.open(tmp_path / 'architecture.png') as image:
-        assert image.format == 'PNG' and image.size == (1600, 1184)
+        assert image.format == 'PNG' and image.size == (1600, height)
         assert image.convert('RGBA').getpixel((0, 0)) == (255, 255, 255, 255)
 
 
-def test_no_text_on_another():
-    figure = runpy.run_path(TOOL)['draw']()
+@pytest.mark.parametrize(
+    'model', ['VCMamba', 'VMamba', 'MambaVision', 'PlainMamba']
+)
+def test_no_text_on_another(monkeypatch, model):
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    figure = runpy.run_path(TOOL)['FIGURES'][model]()
     figure.draw_without_rendering()
     texts = [text for text in figure.axes[0].texts if text.get_text()]
     # Less the space around the letters, which may touch.
@@ -44,6 +59,18 @@ def test_no_text_on_another():
         assert figure.bbox.containsy(box.y0) and figure.bbox.containsy(box.y1)
     for i, j in itertools.combinations(range(len(boxes)), 2):
         assert not boxes[i].overlaps(boxes[j]), (texts[i], texts[j])
+    # What stands in a box, half way from left to right, fits into it.
+    framed = 0
+    for patch in figure.axes[0].patches:
+        frame = patch.get_window_extent()
+        for text, box in zip(texts, boxes):
+            x, y = text.get_transform().transform(text.get_position())
+            middle = pytest.approx((frame.x0 + frame.x1) / 2, abs=0.1)
+            if x == middle and frame.y0 < y < frame.y1:
+                assert frame.x0 < box.x0 and box.x1 < frame.x1, text
+                assert frame.y0 < box.y0 and box.y1 < frame.y1, text
+                framed += 1
+    assert framed > 15
 
 
 def test_wrong_folder(draw, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from conftest import CONFIGS
 
 pytest.importorskip('mmpretrain')
 
@@ -25,5 +26,16 @@ def test_get_flops(run, run_here):
     shapes = ['--shape', 64, 96, '--shape', 448]
     out = run_here('get_flops.py', name, *shapes)
     assert '64 x 96      448 x 448' in out
+    assert "authors'" not in out  # VCMamba's say no rule
     larger = float(re.search(r'total.* ([\d.]+) GMAC', out)[1])
     assert larger == pytest.approx(4 * macs, rel=1e-3)
+
+
+def test_as_the_authors_count(run_here):
+    config = CONFIGS / 'tiny_vmamba_upernet.py'
+    out = run_here('get_flops.py', config, '--shape', 512)
+    norms, total, authors = (
+        float(re.search(rf'^{row} .* ([\d.]+) GMAC', out, re.MULTILINE)[1])
+        for row in ('norms', 'total', "authors'")
+    )
+    assert norms == 0 and authors > total

@@ -6,10 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import CONFIGS
-from tiny_options import data_options
-
-pytest.importorskip('mmpretrain')
 
 
 @pytest.fixture
@@ -46,21 +42,27 @@ def slurm(tmp_path):
     )
 
 
-def test_slurm(run, slurm, pictures, tmp_path):
-    config = CONFIGS / 'tiny_plain.py'
-    work_dir = tmp_path / 'a b'
-    log = run(
-        'tools/slurm_train.sh',
-        'partition',
-        'job',
-        config,
-        '--work-dir',
-        work_dir,
-        '--no-validate',
-        '--cfg-options',
-        *data_options(pictures, 'train'),
-        **slurm,
-    ).stdout
+# In place of train.py, which test_train_and_test.py runs in two processes.
+MEET = """
+import sys
+import torch.distributed as dist
+dist.init_process_group('gloo')
+print(f'{dist.get_rank()} of {dist.get_world_size()}: {sys.argv[1:]}')
+"""
+
+
+def test_slurm(run, slurm, tmp_path):
+    """Processes of both machines meet, with the arguments."""
+    meet, python = tmp_path / 'meet.py', tmp_path / 'slurm/python'
+    meet.write_text(MEET)
+    python.write_text(
+        '#!/usr/bin/env bash\n'
+        f'exec {sys.executable} "${{@/%*tools\\/train.py/{meet}}}"\n'
+    )
+    python.chmod(0o755)
+    args = ['config.py', '--work-dir', str(tmp_path / 'a b'), '--no-validate']
+    log = run('tools/slurm_train.sh', 'partition', 'job', *args, **slurm)
+    log = log.stdout
     options = re.findall('srun option (.*)', log)
     assert options == [
         '--partition=partition',
@@ -73,7 +75,8 @@ def test_slurm(run, slurm, pictures, tmp_path):
         '--qos=high',
         '--time=1:00',
     ]
-    assert 'Epoch(train) [1][5/5]' in log  # 10 for one process
+    for rank in (0, 1):
+        assert f'{rank} of 2: {[*args, "--launcher", "pytorch"]}' in log
 
 
 def test_slurm_tests_as_it_trains(run, slurm, tmp_path):

@@ -69,10 +69,10 @@ def test_dist_train(trained):
     }
 
 
-def test_resume(trained, run, pictures):
+def test_resume(trained, run_here, pictures):
     work_dir, _ = trained
-    log = run(
-        'tools/train.py',
+    log = run_here(
+        'train.py',
         CLASSIFIER,
         '--work-dir',
         work_dir,
@@ -82,7 +82,7 @@ def test_resume(trained, run, pictures):
         'train_cfg.max_epochs=3',
         *data_options(pictures, 'train'),
         *SMALL_CLS,
-    ).stdout
+    )
     assert 'Epoch(train) [3]' in log and 'Epoch(train) [2]' not in log
     assert 'Epoch(val)' not in log
     assert (work_dir / 'epoch_3.pth').is_file()

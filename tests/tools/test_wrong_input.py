@@ -243,7 +243,7 @@ def test_corrupt_mask(tool, run_here, scenes, tmp_path):
     )
     line = 'annotations/{}/1.png cannot be read (missing or corrupt)'
     assert line.format('training') in log
-    assert re.search(r'Another takes its place \(\d+ of \d+ pictures', log)
+    assert re.search(r'Another takes its place \(\d+ of \d+ images', log)
     assert 'Iter(train) [2/2]' in log
     options = [*SMALL_SEG_TEST, *data_options(root, 'test')]
     checkpoint = tmp_path / 'work/iter_2.pth'

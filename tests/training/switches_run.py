@@ -20,8 +20,7 @@ from torch.nn.modules.module import (
 )
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from vcmamba_mm.models import VCMamba
-from vcmamba_mm.models.vcmamba.blocks import FFNBlock
+from vcmamba_mm.models.base import BaseBackbone
 
 
 class Seen:
@@ -33,20 +32,23 @@ class Seen:
         self.decays = set()
         self.channels_last = True
         self.backbone = None
+        self.blocks = set()
 
     def enter(self, module, args) -> None:
         if not module.training:  # what counts FLOPs
             return
-        for kind in (VCMamba, FFNBlock):
-            if isinstance(module, kind):
-                self.calls[kind] += 1
+        if isinstance(module, BaseBackbone):
+            self.calls['forward'] += 1
+            self.blocks = {b for s in module.stages for b in s.blocks}
+        elif module in self.blocks:
+            self.calls['block'] += 1
 
     def leave(self, module, args, output) -> None:
         if not module.training:
             return
-        if isinstance(module, VCMamba):
+        if isinstance(module, BaseBackbone):
             self.backbone = module
-        elif isinstance(module, FFNBlock):
+        elif module in self.blocks and output.dim() == 4:
             self.channels_last &= output.is_contiguous(
                 memory_format=torch.channels_last
             )
@@ -79,8 +81,8 @@ def run(args: list[str]) -> dict:
     weights = list(seen.backbone.parameters()) if seen.backbone else []
     return dict(
         steps=seen.calls['step'],
-        forwards=seen.calls[VCMamba],
-        blocks=seen.calls[FFNBlock],
+        forwards=seen.calls['forward'],
+        blocks=seen.calls['block'],
         dtypes=sorted(seen.dtypes),
         channels_last=seen.channels_last,
         graphs=counters['stats']['unique_graphs'],

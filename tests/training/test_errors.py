@@ -128,7 +128,7 @@ UPER = (
         (
             AUGMENTS.format("type='Mixup', alpha=0.8"),
             'data_preprocessor.num_classes=7',
-            'the training data has 10 classes, what mixes pictures 7: set '
+            'the training data has 10 classes, what mixes images 7: set '
             'data_preprocessor.num_classes',
         ),
         (
@@ -207,7 +207,7 @@ def test_classifier(train, text, option, error):
         (
             "train_dataloader=dict(dataset=dict(img_suffix='.gif'))",
             '',
-            'train_dataloader.dataset finds no pictures',
+            'train_dataloader.dataset finds no images',
         ),
         (
             '',

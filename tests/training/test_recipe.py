@@ -12,77 +12,20 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from mmengine.dataset import BaseDataset
-from mmengine.model import BaseModel
-from mmengine.optim import build_optim_wrapper
-from mmengine.registry import DATASETS, HOOKS, MODELS
-from recipe_configs import CLASSIFIERS, SEGMENTERS, build_model, load
+from mmengine.registry import HOOKS, MODELS
+from recipe_configs import (
+    CLASSIFIERS,
+    SEGMENTERS,
+    build_model,
+    decays,
+    learning_rates,
+    load,
+)
 from torch import nn
-
-from vcmamba_mm.training.runner import SafeRunner
 
 pytest.importorskip('mmpretrain')
 
 # ------------------------------------------------------------- learning rate
-
-
-@MODELS.register_module()
-class OneParameter(BaseModel):
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1, 1))
-
-    def forward(self, inputs, mode='tensor'):
-        return dict(loss=self.weight.sum())
-
-
-@DATASETS.register_module()
-class ManyPictures(BaseDataset):
-    """As long as a data set, and nothing in it."""
-
-    def __init__(self, length):
-        super().__init__(lazy_init=True)
-        self.length = length
-
-    def full_init(self):
-        pass
-
-    def __len__(self):
-        return self.length
-
-
-def learning_rates(name, tmp_path, pictures, batch_size, **options):
-    """What the runner sets at every iteration, and how many an epoch has."""
-    cfg = load(name)
-    cfg.work_dir = str(tmp_path)
-    cfg.experiment_name = f'rates_{pictures}_{batch_size}_{name}'
-    cfg.log_level = 'ERROR'
-    cfg.model = dict(type='OneParameter')
-    cfg.data_preprocessor = None
-    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
-    cfg.test_cfg = cfg.test_dataloader = cfg.test_evaluator = None
-    loader = cfg.train_dataloader
-    loader.pop('dataset')
-    loader.dataset = dict(type='ManyPictures', length=pictures)
-    loader.batch_size = batch_size
-    loader.num_workers = 0
-    loader.persistent_workers = False
-    cfg.merge_from_dict(options)
-    runner = SafeRunner.from_cfg(cfg)
-    optimizer = runner.build_optim_wrapper(runner.optim_wrapper)
-    runner.optim_wrapper = optimizer
-    runner.scale_lr(optimizer, runner.auto_scale_lr)
-    max_iters = runner.train_loop.max_iters
-    runner.param_schedulers = runner.build_param_scheduler(
-        runner.param_schedulers
-    )
-    (hook,) = [h for h in runner.hooks if 'ParamScheduler' in str(type(h))]
-    group = optimizer.param_groups[0]
-    rates = np.empty(max_iters)
-    for i in range(max_iters):
-        rates[i] = group['lr']
-        hook.after_train_iter(runner, i)
-    return rates, len(runner.train_dataloader)
 
 
 def cosine_with_warm_up(lr, length, *, warm_up=5, epochs=300, start=1e-6):
@@ -126,19 +69,6 @@ def test_learning_rate_of_segmentation(tmp_path):
 
 
 # -------------------------------------------------------------- weight decay
-
-
-def decays(name):
-    """Weight decay of every parameter, by its name."""
-    model = build_model(name)
-    cfg = load(name)
-    groups = build_optim_wrapper(
-        model, cfg.optim_wrapper
-    ).optimizer.param_groups
-    of = {id(p): g['weight_decay'] for g in groups for p in g['params']}
-    # each once
-    assert len(of) == sum(len(g['params']) for g in groups)
-    return model, {n: of[id(p)] for n, p in model.named_parameters()}
 
 
 @pytest.mark.parametrize('name', CLASSIFIERS)

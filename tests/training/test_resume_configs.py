@@ -20,16 +20,37 @@ names = itertools.count()
 DIMS = '[8,16,16,32]'
 ALL = (
     'model.backbone.arch._delete_=True',
-    f'model.backbone.arch.embed_dims={DIMS}',
-    'model.backbone.arch.depths=(1,1,1,2)',
-    'model.backbone.arch.num_mdm=1',
-    'model.backbone.img_size=64',
     'train_dataloader.num_workers=2',
     'train_dataloader.batch_size=4',
     'default_hooks.checkpoint.by_epoch=False',
 )
+STAGES = (
+    f'model.backbone.arch.embed_dims={DIMS}',
+    'model.backbone.arch.depths=(1,1,1,2)',
+    'model.neck.in_channels=32',  # SEGMENTER sets its own
+)
+ARCHS = dict(
+    vcmamba=(
+        *STAGES,
+        'model.backbone.arch.num_mdm=1',
+        'model.backbone.img_size=64',
+    ),
+    vmamba=(*STAGES, 'model.backbone.arch.expand=1'),
+    mambavision=(
+        *STAGES,
+        'model.backbone.arch.stem_dims=8',
+        'model.backbone.arch.num_heads=[2,2]',
+        'model.backbone.arch.layer_scale=0.5',
+        'custom_hooks.2.begin=1',  # MESA, in the epoch that is interrupted
+    ),
+    plainmamba=(
+        'model.backbone.arch.embed_dims=32',
+        'model.backbone.arch.depth=2',
+        'model.backbone.arch.stem_convs=1',
+        'model.backbone.arch.extra_conv=True',
+    ),
+)
 CLASSIFIER = (
-    'model.neck.in_channels=32',
     'model.head.in_channels=32',
     'train_dataloader.dataset.pipeline.1.transform.scale=64',
     'train_cfg.max_epochs=2',
@@ -66,15 +87,10 @@ def scenes(pictures, tmp_path_factory):
 @pytest.fixture
 def train(run_here, monkeypatch, tmp_path):
     """Train; return which samples of all the epochs were read."""
-
     fetch = SeededFetch.__call__
-    # PyTorch waits so long for each worker that ends as garbage.
-    monkeypatch.setattr(
-        'torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL', 0.1
-    )
 
     def train(config, work_dir, *args, error=None):
-        log = tmp_path / f'{config}_{next(names)}'
+        log = tmp_path / f'read_{next(names)}'
 
         def noting(self, indices):
             with open(log, 'a') as file:  # the workers' too
@@ -105,10 +121,16 @@ def train(run_here, monkeypatch, tmp_path):
         # epochs of 5 iterations, 20 pictures
         ('vcmamba_s_8xb128_in1k', CLASSIFIER, 10, 7),
         ('vcmamba_b_deviceaug_8xb128_in1k', CLASSIFIER, 10, 7),
+        ('vmamba/vmamba_t_8xb128_in1k', CLASSIFIER, 10, 7),
+        ('mambavision/mambavision_t_32xb128_in1k', CLASSIFIER, 10, 7),
+        ('plainmamba/plainmamba_l2_8xb256_in1k', CLASSIFIER, 10, 7),
         ('vcmamba_s_fpn_8xb4_40k_ade20k_512x512', SEGMENTER, 8, 3),
         ('vcmamba_s_fpn_finetune_b8_4k_masks', SEGMENTER, 8, 3),
     ],
-    ids=['imagenet', 'imagenet_device', 'ade20k', 'masks'],
+    ids=[
+        *('imagenet', 'imagenet_device', 'vmamba', 'mambavision'),
+        *('plainmamba', 'ade20k', 'masks'),
+    ],
 )
 def test_goes_on_with_the_next_batch(
     train, pictures, scenes, tmp_path, config, options, iterations, killed_at
@@ -118,6 +140,7 @@ def test_goes_on_with_the_next_batch(
     options = [
         '--cfg-options',
         *ALL,
+        *ARCHS[config.split('/')[-1].split('_')[0]],
         *options,
         f'train_dataloader.dataset.data_root={root}',
         f'default_hooks.checkpoint.interval={killed_at}',

@@ -2,15 +2,17 @@
 
 import errno
 import itertools
+import multiprocessing.queues
 import os
 import random
 import resource
+import signal
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from mmengine.runner import Runner
+from mmengine.runner import FlexibleRunner, Runner
 from toy_runs import (
     Killed,
     config,
@@ -24,7 +26,8 @@ from vcmamba_mm.checkpoints import read_checkpoint
 from vcmamba_mm.training.errors import ProcessError, SettingError
 from vcmamba_mm.training.hooks import IterSeedHook, NonFiniteError
 from vcmamba_mm.training.loops import ResumableEpochLoop
-from vcmamba_mm.training.runner import SafeRunner
+from vcmamba_mm.training.processes import deferred_signals, process_errors
+from vcmamba_mm.training.runner import SafeRunner, ShardedRunner
 
 # ------------------------------------------------------------- the full disk
 
@@ -220,6 +223,103 @@ def test_data_worker(tmp_path, fault, message):
     }
     runner = train(tmp_path, error=ProcessError, **settings)
     assert message in runner.error and '--resume' in runner.error
+
+
+@pytest.mark.parametrize(
+    'runner, stock, loop, end',
+    [
+        (SafeRunner, Runner, 'train', '. Training goes on with --resume'),
+        (SafeRunner, Runner, 'val', 'is their number'),
+        (SafeRunner, Runner, 'test', 'is their number'),
+        (
+            ShardedRunner,
+            FlexibleRunner,
+            'train',
+            '. Training goes on with --resume',
+        ),
+    ],
+)
+def test_dead_data_worker_is_said_in_every_loop(
+    monkeypatch, runner, stock, loop, end
+):
+    def failing(self):
+        raise RuntimeError('DataLoader worker (pid 1) is killed by signal')
+
+    monkeypatch.setattr(stock, loop, failing)
+    with pytest.raises(ProcessError, match='killed a data worker') as caught:
+        getattr(object.__new__(runner), loop)()
+    assert str(caught.value).endswith(end)
+
+
+@pytest.mark.parametrize('sigchld', [True, False])
+def test_signals_are_handled_as_before(monkeypatch, sigchld):
+    """After other errors; also where there is no SIGCHLD, as on Windows."""
+    if not sigchld:
+        monkeypatch.delattr(signal, 'SIGCHLD')
+    numbers = [signal.SIGINT, getattr(signal, 'SIGCHLD', signal.SIGINT)]
+    before = [signal.getsignal(number) for number in numbers]
+    for guard in (deferred_signals(), process_errors()):
+        with pytest.raises(ZeroDivisionError), guard:
+            raise ZeroDivisionError
+        assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_data_worker_that_dies_while_it_hands_a_batch_over(
+    tmp_path, monkeypatch
+):
+    """Before it counts as dead; that comes while the error is looked at."""
+    before = signal.getsignal(signal.SIGCHLD)
+
+    def dead(*_):
+        raise RuntimeError('DataLoader worker (pid 1) is killed by signal')
+
+    def get(self, timeout):
+        signal.signal(signal.SIGCHLD, dead)
+        raise ConnectionResetError(errno.ECONNRESET, 'reset by peer')
+
+    def message(error):
+        signal.raise_signal(signal.SIGCHLD)
+        return str(error)
+
+    monkeypatch.setattr(multiprocessing.queues.Queue, 'get', get)
+    monkeypatch.setattr('vcmamba_mm.training.processes.message', message)
+    settings = {'train_dataloader.num_workers': 1}
+    try:
+        runner = train(tmp_path, error=ProcessError, **settings)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert 'reset by peer: something killed a data worker' in runner.error
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGCHLD])
+def test_signal_while_a_checkpoint_is_written(tmp_path, monkeypatch, number):
+    """It is whole, then the handler runs."""
+    save_checkpoint, when = Runner.save_checkpoint, []
+
+    def interrupted(*args, **kwargs):
+        when.append('begin')
+        signal.raise_signal(number)
+        save_checkpoint(*args, **kwargs)
+        when.append('end')
+
+    def handler(*_):
+        when.append('handler')
+        raise Killed
+
+    monkeypatch.setattr(
+        SafeRunner,
+        'load_or_resume',
+        lambda self: signal.signal(number, handler),
+    )
+    monkeypatch.setattr(Runner, 'save_checkpoint', interrupted)
+    before = signal.getsignal(number)
+    try:
+        train(tmp_path, error=Killed)
+        assert signal.getsignal(number) == handler
+    finally:
+        signal.signal(number, before)
+    assert when == ['begin', 'end', 'handler']
+    assert read_checkpoint(tmp_path / 'iter_1.pth')['meta']['iter'] == 1
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from conftest import CONFIGS, ROOT, needs_fsdp2
 from mmengine.config import Config
 from mmengine.hooks import EMAHook
-from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.optim import AmpOptimWrapper, OptimWrapper, build_optim_wrapper
 from mmengine.registry import init_default_scope
 
 from vcmamba_mm.checkpoints import read_checkpoint
@@ -18,6 +18,7 @@ from vcmamba_mm.training.config import (
     check_pretrained,
     check_switches,
     name_unreadable,
+    set_precision,
 )
 from vcmamba_mm.training.errors import SettingError
 
@@ -26,11 +27,13 @@ from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 
 CONFIG = CONFIGS / 'tiny_plain.py'
+# Other families, and how many blocks they have.
+FAMILIES = dict(VMamba=6, MambaVision=8)
 ROW = re.compile(r'^\| ([\w ]+) \| `(-[^`]+)` \|', re.MULTILINE)
 # As the guide has them, name: arguments.
 SWITCHES = dict(ROW.findall((ROOT / 'docs/training.md').read_text()))
 
-ALL = dict(steps=3, blocks=40, dtypes=['torch.bfloat16'])
+ALL = dict(steps=3, blocks=50, dtypes=['torch.bfloat16'])
 
 
 def first_epoch(facts, key):
@@ -43,12 +46,12 @@ def seen(run, pictures, tmp_path_factory):
     out = tmp_path_factory.mktemp('switches')
     jobs = {}
 
-    def add(name, words, *more_options):
+    def add(name, words, *more_options, config=CONFIG):
         # Compiling for this CPU takes longer than all the rest.
         words = words.replace('compile=True', 'compile.backend=eager')
         words, _, options = words.partition('--cfg-options')
         jobs[name] = [
-            str(CONFIG),
+            str(config),
             '--launcher=pytorch',
             '--no-validate',
             f'--work-dir={out / name.removesuffix(" resumed")}',
@@ -67,6 +70,12 @@ def seen(run, pictures, tmp_path_factory):
     halves = 'optim_wrapper.accumulative_counts=2'
     checkpoints = 'model.backbone.with_cp=True'
     last = 'model.backbone.channels_last=True'
+    for family in FAMILIES:
+        config = CONFIGS / f'tiny_{family.lower()}.py'
+        add(family, '', config=config)
+        add(f'{family} checkpointing', '', checkpoints, config=config)
+        if can_shard:
+            add(f'{family} FSDP2', SWITCHES['FSDP2'], config=config)
     add('together', '--amp bfloat16', halves, checkpoints, last)
     if can_shard:
         sharded = SWITCHES['FSDP2']
@@ -103,20 +112,33 @@ def seen(run, pictures, tmp_path_factory):
         ('gradient accumulation', dict(steps=3)),
         ('bfloat16', dict(dtypes=['torch.bfloat16'])),
         ('float16', dict(dtypes=['torch.float16'])),
-        ('activation checkpointing', dict(blocks=40)),
+        ('activation checkpointing', dict(blocks=50)),
         ('channels last', dict(channels_last=True)),
         pytest.param('FSDP2', dict(sharded=True), marks=needs_fsdp2),
+        *(
+            case
+            for family, blocks in FAMILIES.items()
+            for case in (
+                (family, dict(blocks=5 * blocks)),
+                (f'{family} checkpointing', dict(blocks=2 * 5 * blocks)),
+                pytest.param(
+                    f'{family} FSDP2',
+                    dict(blocks=5 * blocks, sharded=True),
+                    marks=needs_fsdp2,
+                ),
+            )
+        ),
         ('together', dict(channels_last=True, **ALL)),
         pytest.param('sharded', dict(sharded=True, **ALL), marks=needs_fsdp2),
     ],
 )
 def test_switch_does_what_it_says(seen, name, change):
     # 20 pictures repeated three times, a third of it for each epoch, by two
-    # processes in batches of two; four blocks.
+    # processes in batches of two; five blocks.
     expected = dict(
         steps=5,
         forwards=5,
-        blocks=20,
+        blocks=25,
         dtypes=['torch.float32'],
         channels_last=False,
         graphs=0,
@@ -144,6 +166,11 @@ def test_learning_rate_is_that_of_the_accumulated_batch(seen):
         ('activation checkpointing', 1e-5),
         ('compilation', 1e-5),
         pytest.param('FSDP2', 1e-5, marks=needs_fsdp2),
+        *((f'{family} checkpointing', 1e-5) for family in FAMILIES),
+        *(
+            pytest.param(f'{family} FSDP2', 1e-5, marks=needs_fsdp2)
+            for family in FAMILIES
+        ),
         ('channels last', 1e-4),  # other kernels
         ('float16', 2e-3),
         ('bfloat16', 1e-2),
@@ -153,7 +180,9 @@ def test_learning_rate_is_that_of_the_accumulated_batch(seen):
 )
 def test_switch_keeps_losses_and_gradients(seen, name, tolerance):
     for key in ['loss', 'grad_norm'] if tolerance <= 1e-4 else ['loss']:
-        plain = first_epoch(seen['nothing'], key)
+        family = name.split()[0]
+        plain = seen[family if family in FAMILIES else 'nothing']
+        plain = first_epoch(plain, key)
         assert len(plain) == 5
         assert first_epoch(seen[name], key) == pytest.approx(
             plain, rel=tolerance
@@ -274,11 +303,38 @@ def test_classes_in_place_of_names():
     cfg = Config(cfg)
     adapt_to_cpu(cfg)
     assert cfg.model.norm_cfg.type == 'BN'
-    assert cfg.optim_wrapper.type == 'CPUAmpOptimWrapper'
+    assert cfg.optim_wrapper == dict(type='OptimWrapper')
     cfg = dict(model={}, launcher='pytorch', strategy=dict(type='x'))
     cfg['custom_hooks'] = [dict(type=EMAHook)]
     with pytest.raises(ValueError, match='leave mmengine.*EMAHook out'):
         check_switches(Config(cfg))
+
+
+@pytest.mark.parametrize(
+    'asked, wrapper, expected',
+    [
+        (None, dict(dtype='float16', loss_scale=512.0), 'OptimWrapper'),
+        (None, dict(), 'OptimWrapper'),
+        (None, dict(dtype='bfloat16'), 'CPUAmpOptimWrapper'),
+        ('float16', dict(), 'CPUAmpOptimWrapper'),
+        ('bfloat16', dict(dtype='float16'), 'CPUAmpOptimWrapper'),
+        ('float32', dict(dtype='bfloat16'), 'OptimWrapper'),
+    ],
+)
+def test_precision_on_a_cpu(asked, wrapper, expected):
+    """float16 is slow there: only if it is asked for."""
+    optimizer = dict(type='SGD', lr=0.1)
+    wrapper = dict(wrapper, type='AmpOptimWrapper', optimizer=optimizer)
+    cfg = Config(dict(model={}, launcher='none', optim_wrapper=wrapper))
+    if asked:
+        cfg.precision = asked
+        set_precision(cfg, asked)
+    adapt_to_cpu(cfg)
+    assert cfg.optim_wrapper.type == expected
+    built = build_optim_wrapper(torch.nn.Linear(1, 1), cfg.optim_wrapper)
+    dtype = getattr(built, 'cast_dtype', torch.float32)
+    expected = asked or ('bfloat16' if 'dtype' in cfg.optim_wrapper else None)
+    assert dtype == getattr(torch, expected or 'float32')
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,28 @@
-"""Grad-CAM of a classifier's stages: which parts speak for a class."""
+"""Grad-CAM of a classifier's stages or blocks: what speaks for a class."""
 
 import argparse
 
 import numpy as np
 import torch
+from mmengine.model import BaseModel
 
-from vcmamba_mm.analysis.class_activation import METHODS, class_activation_map
-from vcmamba_mm.analysis.figures import new_figure, write_figure
+from vcmamba_mm.analysis.class_activation import (
+    METHODS,
+    block_layer,
+    class_activation_map,
+)
+from vcmamba_mm.analysis.figures import (
+    new_figure,
+    shown_stages,
+    write_figure,
+)
 from vcmamba_mm.analysis.pictures import (
     load_picture,
     model_inputs,
-    trained_size,
 )
 from vcmamba_mm.data.pictures import build_reading, viewable
 from vcmamba_mm.inference import get_model
-from vcmamba_mm.model_zoo import load_config
+from vcmamba_mm.model_zoo import image_size, load_config
 from vcmamba_mm.training.command_line import (
     add_weights_argument,
     one_line_errors,
@@ -37,7 +45,15 @@ def parse_args() -> argparse.Namespace:
         '--stage',
         type=int,
         nargs='+',
-        help='from 1; by default all of them',
+        help='from 1, of PlainMamba the layers; by default all of them, of '
+        'more than four the ends of four quarters',
+    )
+    parser.add_argument(
+        '--block',
+        type=int,
+        nargs='+',
+        help='of these stages, from 1; by default the last, which gives what '
+        'the stage returns',
     )
     parser.add_argument(
         '--method', choices=METHODS, default='GradCAM', help='(%(default)s)'
@@ -45,7 +61,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--size',
         type=int,
-        help='height and width in pixels that pictures are resized and '
+        help='height and width in pixels that images are resized and '
         'cropped to; by default what the model is made for',
     )
     parser.add_argument('--out', required=True, help='PNG file to write')
@@ -53,9 +69,19 @@ def parse_args() -> argparse.Namespace:
 
 
 def half_share(cam: np.ndarray) -> float:
-    """Share of the picture that holds half of the activation."""
+    """Share of the image that holds half of the activation."""
     held = np.sort(cam, axis=None)[::-1].cumsum()
     return float((held < held[-1] / 2).mean())
+
+
+def layer_name(model: BaseModel, stage: int, block: int | None) -> str:
+    """Such as 'stage 3, block 2: Attention', with what mixes the tokens."""
+    name = f'{model.backbone.stage_name} {stage}'
+    if block is None:
+        return name
+    layer = block_layer(model, stage, block)
+    kind = type(getattr(layer, 'mixer', layer)).__name__
+    return f'{name}, block {block}: {kind}'
 
 
 def main() -> None:
@@ -63,7 +89,7 @@ def main() -> None:
     with one_line_errors(*SETUP_ERRORS):
         cfg = load_config(args.model)
         model = get_model(cfg, args.checkpoint, weights=args.weights)
-        size = args.size or trained_size(model)
+        size = args.size or image_size(cfg)[0]
         read = build_reading(cfg)
         pictures = [load_picture(path, size, read) for path in args.pictures]
         if not model.with_head:
@@ -81,12 +107,13 @@ def main() -> None:
                 f'--label must be from 0 to {scores.shape[1] - 1}, got '
                 f'{args.label}'
             )
-        stages = args.stage or range(1, len(model.backbone.stages) + 1)
+        stages = args.stage or shown_stages(model.backbone)
         cams = {
-            f'stage {stage}': class_activation_map(
-                model, inputs, labels, stage, args.method
+            layer_name(model, stage, block): class_activation_map(
+                model, inputs, labels, stage, args.method, block
             )
             for stage in stages
+            for block in args.block or (None,)
         }
         names = model.dataset_meta.get('classes') or range(scores.shape[1])
         titles = [
@@ -100,7 +127,7 @@ def main() -> None:
         print(
             f'{path}: {title}, for which {last} speaks most at row {row}, '
             f'column {column}, half of it on {half_share(cam):.0%} of the '
-            'picture.'
+            'image.'
         )
     print(f'written: {args.out}')
 
@@ -118,7 +145,7 @@ def draw(
         for ax, (name, maps) in zip(line[1:], cams.items()):
             ax.imshow(picture)
             image = ax.imshow(maps[i], cmap='jet', alpha=0.5, vmin=0, vmax=1)
-            ax.set_title(name)
+            ax.set_title(name.replace(': ', '\n'))
         for ax in line:
             ax.axis('off')
     figure.colorbar(

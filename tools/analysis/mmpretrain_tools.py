@@ -84,7 +84,7 @@ def tsne(config: str, weights: Path, out: Path, rest: list[str]) -> str:
     (picture,) = folder.glob('tsne_*/feat_*.png')
     shutil.move(picture, out)
     return (
-        'Each point is a picture, its colour the class: pictures that the '
+        'Each point is an image, its colour the class: images that the '
         'features take for similar are neighbours; distances between groups '
         'mean nothing.'
     )
@@ -101,7 +101,7 @@ def confusion_matrix(
     wrong = matrix - torch.diag(matrix.diagonal())
     true, predicted = divmod(int(wrong.argmax()), len(matrix))
     return (
-        f'{right:.1%} of {int(matrix.sum())} pictures are classified right; '
+        f'{right:.1%} of {int(matrix.sum())} images are classified right; '
         f'the most frequent mistake is {true} taken for {predicted}, '
         f'{int(wrong.max())} times.'
     )

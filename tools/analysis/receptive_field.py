@@ -1,7 +1,8 @@
 """Effective receptive fields of the stages, before and after training.
 
 Before training are random weights as a training begins with; after it those
-of the checkpoint.
+of the checkpoint. Of PlainMamba, whose layers are its stages, those at the
+ends of four quarters are shown.
 """
 
 import argparse
@@ -14,9 +15,14 @@ from mmengine.model import BaseModel
 from rich.progress import track
 from torch import Tensor
 
-from vcmamba_mm.analysis.figures import new_figure, write_figure
+from vcmamba_mm.analysis.figures import (
+    new_figure,
+    shown_stages,
+    write_figure,
+)
 from vcmamba_mm.analysis.pictures import load_picture, model_inputs
 from vcmamba_mm.analysis.receptive_field import (
+    StageMap,
     effective_receptive_field,
     side_of_share,
 )
@@ -46,7 +52,7 @@ def parse_args() -> argparse.Namespace:
         '--pictures',
         required=True,
         metavar='FOLDER',
-        help='with pictures, at any depth',
+        help='with images, at any depth',
     )
     parser.add_argument(
         '--max-pictures', type=int, default=50, help='(%(default)s)'
@@ -55,7 +61,7 @@ def parse_args() -> argparse.Namespace:
         '--size',
         type=int,
         default=512,
-        help='height and width in pixels that pictures are resized and '
+        help='height and width in pixels that images are resized and '
         'cropped to (%(default)s)',
     )
     parser.add_argument(
@@ -68,29 +74,31 @@ def parse_args() -> argparse.Namespace:
 def find_pictures(folder: str, number: int) -> list[Path]:
     found = pictures_below(Path(folder))
     if not found:
-        raise FileNotFoundError(f'there are no pictures in {folder}')
+        raise FileNotFoundError(f'there are no images in {folder}')
     # From all classes, if the folders are such.
     step = max(1, len(found) // number)
     return found[::step][:number]
 
 
-def fields(model: BaseModel, pictures: list[np.ndarray]) -> list[Tensor]:
-    """Of every stage."""
+def fields(model: BaseModel, pictures: list[np.ndarray]) -> dict[str, Tensor]:
+    """Of stages, by name."""
     inputs = [model_inputs(model, [picture]) for picture in pictures]
-    maps = []
-    for stage in range(len(model.backbone.stages)):
-        model.backbone.out_indices = (stage,)  # later ones need not run
-        batches = track(inputs, f'stage {stage + 1}')
-        maps.append(effective_receptive_field(model.backbone, batches))
+    maps = {}
+    for stage in shown_stages(model.backbone):
+        name = f'{model.backbone.stage_name} {stage}'
+        model.backbone.out_indices = (stage - 1,)  # later ones need not run
+        batches = track(inputs, name)
+        own = StageMap(model.backbone, stage - 1).eval()
+        maps[name] = effective_receptive_field(own, batches)
     return maps
 
 
-def draw(rows: dict[str, list[Tensor]], out: str) -> None:
+def draw(rows: dict[str, dict[str, Tensor]], out: str) -> None:
     stages = len(next(iter(rows.values())))
     figure, axes = new_figure(len(rows), stages, cell=(3, 3.1))
     for line, (title, maps) in zip(axes, rows.items()):
         line[0].set_ylabel(title, fontsize='large')
-        for i, (ax, field) in enumerate(zip(line, maps)):
+        for ax, (name, field) in zip(line, maps.items()):
             image = ax.imshow(
                 field.clamp(min=LEAST).numpy(),
                 cmap='viridis',
@@ -98,7 +106,7 @@ def draw(rows: dict[str, list[Tensor]], out: str) -> None:
                 interpolation='antialiased',
             )
             ax.set_title(
-                f'stage {i + 1}: half within {side_of_share(field, SHARE)} px'
+                f'{name}: half within {side_of_share(field, SHARE)} px'
             )
             ax.set(xticks=[], yticks=[])
     figure.colorbar(
@@ -125,10 +133,11 @@ def main() -> None:
             trained = get_model(cfg, args.checkpoint, weights=args.weights)
             rows['after training'] = fields(trained, pictures)
         draw(rows, args.out)
-    sides = [side_of_share(maps[-1], SHARE) for maps in rows.values()]
+    *_, last = rows['before training']
+    sides = [side_of_share(maps[last], SHARE) for maps in rows.values()]
     print(
-        f'Over {len(pictures)} pictures of {args.size} x {args.size} pixels '
-        f'{SHARE:.0%} of the gradient of the last stage lies within a square '
+        f'Over {len(pictures)} images of {args.size} x {args.size} pixels '
+        f'{SHARE:.0%} of the gradient of {last} lies within a square '
         f'of {" px before training and of ".join(map(str, sides))} px '
         f'{"after" if args.checkpoint else "before"} training.'
     )

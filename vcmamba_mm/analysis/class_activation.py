@@ -1,4 +1,4 @@
-"""Grad-CAM and its relatives with this backbone's stages as layers.
+"""Grad-CAM and its relatives with a backbone's stages or blocks as layers.
 
 Selvaraju et al., arXiv 1610.02391; computed by the package ``grad-cam``.
 """
@@ -14,18 +14,33 @@ def stage_layer(model: BaseModel, stage: int) -> nn.Module:
     """The layer to look at: a stage.
 
     Args:
-        model: With the backbone VCMamba.
+        model: With a backbone of this project.
         stage: From 1.
 
     Raises:
         ValueError: If there is no such stage.
     """
-    stages = model.backbone.stages
+    stages, name = model.backbone.stages, model.backbone.stage_name
     if not 1 <= stage <= len(stages):
         raise ValueError(
-            f'the backbone has the stages 1 to {len(stages)}, not {stage}'
+            f'the backbone has the {name}s 1 to {len(stages)}, not {stage}'
         )
     return stages[stage - 1]
+
+
+def block_layer(model: BaseModel, stage: int, block: int) -> nn.Module:
+    """A block of a stage, both from 1.
+
+    Raises:
+        ValueError: If there is no such stage or block.
+    """
+    blocks = stage_layer(model, stage).blocks
+    if not 1 <= block <= len(blocks):
+        raise ValueError(
+            f'{model.backbone.stage_name} {stage} has the blocks 1 to '
+            f'{len(blocks)}, not {block}'
+        )
+    return blocks[block - 1]
 
 
 def class_activation_map(
@@ -34,22 +49,25 @@ def class_activation_map(
     labels: list[int],
     stage: int,
     method: str = 'GradCAM',
+    block: int | None = None,
 ) -> np.ndarray:
-    """Where the features of a stage speak for a class.
+    """Where the features of a stage, or of a block, speak for a class.
 
     Args:
         model: A classifier.
-        inputs: Normalized pictures, (batch, channels, height, width).
-        labels: The class of each picture.
+        inputs: Normalized images, (batch, channels, height, width).
+        labels: The class of each image.
         stage: From 1.
         method: One of ``METHODS``.
+        block: Of the stage, from 1; None for what the stage returns. Tokens
+            of windows are put to their places on the map, without padding.
 
     Returns:
-        np.ndarray: Shape (batch, height, width), from 0 to 1 in each picture.
+        np.ndarray: Shape (batch, height, width), from 0 to 1 in each image.
 
     Raises:
         ImportError: If the package ``grad-cam`` is missing.
-        ValueError: If there is no such stage or method.
+        ValueError: If there is no such stage, block or method.
     """
     try:
         import pytorch_grad_cam
@@ -61,6 +79,21 @@ def class_activation_map(
         ) from error
     if method not in METHODS:
         raise ValueError(f'method must be one of {METHODS}, got {method!r}')
-    layer = stage_layer(model, stage)
-    with getattr(pytorch_grad_cam, method)(model, [layer]) as cam:
-        return cam(inputs, [ClassifierOutputTarget(k) for k in labels])
+    layer, as_map = stage_layer(model, stage), None
+    blocks, came_in = layer.blocks, []
+    if block is not None:
+        layer = block_layer(model, stage, block)
+
+        def as_map(x: Tensor) -> Tensor:
+            return blocks.to_map(x, came_in[-1])
+
+    handle = blocks.register_forward_pre_hook(
+        lambda _, args: came_in.append(args[0])
+    )
+    try:
+        with getattr(pytorch_grad_cam, method)(
+            model, [layer], reshape_transform=as_map
+        ) as cam:
+            return cam(inputs, [ClassifierOutputTarget(k) for k in labels])
+    finally:
+        handle.remove()

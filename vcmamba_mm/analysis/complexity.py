@@ -1,5 +1,7 @@
 """Parameters and multiply-accumulates (MACs), by part of the model."""
 
+from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +14,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..model_zoo import load_config
-from ..ops.scan_operator import scan_macs
+from ..models.base import MacRule
+from ..ops.scan_operator import macs_of_shapes, scan_macs
 
 SCAN = torch.ops.vcmamba_mm.scan
 
@@ -37,19 +40,38 @@ class Complexity(NamedTuple):
     params: Number of parameters.
     macs: Multiply-accumulates of convolutions, linear layers and scan.
     scan_macs: The scan's part of ``macs``.
+    authors_macs: By the rule of the backbone's authors, ``mac_rule``; 0 if
+        they say none.
     """
 
     params: int
     macs: int
     scan_macs: int
+    authors_macs: int
+
+
+def _authors_formulas(rule: MacRule) -> dict[object, Callable]:
+    """What the counter counts otherwise by ``rule``, of shapes, and twice."""
+    formulas = {
+        SCAN: lambda *shapes, **kwargs: (
+            2 * macs_of_shapes(*shapes, rule=rule.scan)
+        ),
+        torch.ops.aten.native_layer_norm: lambda x_shape, *args, **kwargs: (
+            2 * rule.layer_norm * prod(x_shape)
+        ),
+    }
+    if not rule.products:
+        for operator in (torch.ops.aten.bmm, torch.ops.aten.baddbmm):
+            formulas[operator] = lambda *args, **kwargs: 0
+    return formulas
 
 
 def count_macs(model: nn.Module, shape: tuple[int, int, int]) -> int:
-    """Count one picture's forward pass, where the model is.
+    """Count one image's forward pass, where the model is.
 
     Args:
         model: A model of an MM project, in eval mode.
-        shape: The picture's channels, height, and width.
+        shape: The image's channels, height, and width.
     """
     device = next(model.parameters()).device
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -79,59 +101,79 @@ def build_model(config: str | Path | Config) -> tuple[BaseModel, int]:
 def model_complexity(
     model: BaseModel, shape: tuple[int, int]
 ) -> dict[str, Complexity]:
-    """Count one picture's forward pass, without computing it.
+    """Count one image's forward pass, without computing it.
 
     Args:
-        model: A classifier, a segmenter, or a detector of one stage, with the
-            backbone VCMamba. It is moved to the meta device and of no other
-            use after that.
-        shape: Height and width of the picture in pixels.
+        model: A classifier, a segmenter, or a detector of one stage, with a
+            backbone of this project. It is moved to the meta device and of no
+            other use after that.
+        shape: Height and width of the image in pixels.
 
     Returns:
-        dict: The backbone's stem and stages, each with the downsampling in
-        front of it, the neck, the head, and 'total'.
+        dict: The backbone's stem and stages (layers of PlainMamba), each with
+        the downsampling in front of it, its adapter, the norms of its
+        outputs, the neck, the head, and 'total'; what the model lacks is left
+        out.
 
     Raises:
-        InputSizeError: If the picture is too small for the model.
+        InputSizeError: If the image is too small for the model.
         ValueError: If it is a detector of two stages.
     """
     if hasattr(model, 'roi_head'):
         raise ValueError(
             f'{type(model).__name__}: what its second stage computes depends '
-            'on the picture, it cannot be counted'
+            'on the image, it cannot be counted'
         )
     model.to('meta')
-    channels = model.backbone.in_channels
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, channels, *shape, device='meta'), mode='tensor')
-    flops = counter.get_flop_counts()
+    images = torch.zeros(1, model.backbone.in_channels, *shape, device='meta')
+    rule = model.backbone.mac_rule
+    formulas = _authors_formulas(rule or MacRule())
+    with (
+        FlopCounterMode(display=False) as ours,
+        FlopCounterMode(display=False, custom_mapping=formulas) as authors,
+        torch.no_grad(),
+    ):
+        model(images, mode='tensor')
+    flops, authors_flops = ours.get_flop_counts(), authors.get_flop_counts()
 
-    def complexity(name: str) -> Complexity:
-        # Keys are such as 'ImageClassifier.backbone.stem'.
-        count = flops.get(f'{type(model).__name__}.{name}', {})
+    def count(module: nn.Module, name: str) -> Complexity:
+        by_operator = flops.get(name, {})
         # The counter counts two operations for each multiply-accumulate.
         return Complexity(
-            sum(p.numel() for p in model.get_submodule(name).parameters()),
-            sum(count.values()) // 2,
-            count.get(SCAN, 0) // 2,
+            sum(p.numel() for p in module.parameters()),
+            sum(by_operator.values()) // 2,
+            by_operator.get(SCAN, 0) // 2,
+            sum(authors_flops.get(name, {}).values()) // 2 if rule else 0,
         )
 
+    def complexity(name: str) -> Complexity:
+        module = model.get_submodule(name)
+        if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+            # Nobody calls it.
+            names = (f'{name}.{its}' for its, _ in module.named_children())
+            return Complexity(*map(sum, zip(*map(complexity, names))))
+        # Keys are such as 'ImageClassifier.backbone.stem'.
+        return count(module, f'{type(model).__name__}.{name}')
+
     parts = dict(stem=complexity('backbone.stem'))
+    stage = model.backbone.stage_name
     for i in range(len(model.backbone.stages)):
-        parts[f'stage {i + 1}'] = complexity(f'backbone.stages.{i}')
+        parts[f'{stage} {i + 1}'] = complexity(f'backbone.stages.{i}')
     place = model.backbone.pos_embed_place
     if place is not None:
         # It is an addition; its parameters are those of the stage it is in.
-        name = f'stage {place[0] + 1}'
+        name = f'{stage} {place[0] + 1}'
         number = model.backbone.pos_embed.numel()
         parts[name] = parts[name]._replace(params=parts[name].params + number)
+    if hasattr(model.backbone, 'adapter'):
+        parts['adapter'] = complexity('backbone.adapter')
+    norms = {model.backbone.out_norm(i) for i in model.backbone.out_indices}
+    names = [name for name, module in model.named_modules() if module in norms]
+    if names:
+        parts['norms'] = Complexity(*map(sum, zip(*map(complexity, names))))
     if model.with_neck:
         parts['neck'] = complexity('neck')
-    total = Complexity(
-        sum(p.numel() for p in model.parameters()),
-        sum(flops['Global'].values()) // 2,
-        flops['Global'].get(SCAN, 0) // 2,
-    )
+    total = count(model, 'Global')
     # What is left: mmseg calls the head in a way that hooks do not see.
     parts['head'] = Complexity(
         *(n - sum(counts) for n, counts in zip(total, zip(*parts.values())))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import nn
 
 DPI = 150
 
@@ -17,6 +18,15 @@ def new_figure(
     figure = Figure(figsize=size, layout='constrained')
     axes = figure.subplots(rows, columns, squeeze=False, **kwargs)
     return figure, axes
+
+
+def shown_stages(backbone: nn.Module) -> list[int]:
+    """The stages that a figure has room for, from 1.
+
+    All of them; of more than four those at the ends of four quarters.
+    """
+    number = len(backbone.stages)
+    return sorted({-(-number * i // 4) for i in (1, 2, 3, 4)})
 
 
 def write_figure(figure: Figure, path: str | Path) -> None:

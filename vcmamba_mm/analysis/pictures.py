@@ -1,4 +1,4 @@
-"""Pictures for the analysis: as one sees them, and as a model does."""
+"""Images for the analysis: as one sees them, and as a model does."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,21 +10,13 @@ from mmengine.model import BaseModel
 from torch import Tensor
 
 
-def trained_size(model: BaseModel) -> int:
-    """Height in pixels that the model's position embedding is made for."""
-    backbone = model.backbone
-    if backbone.pos_embed is None:
-        return 224
-    return backbone.pos_embed.shape[2] * backbone.total_stride
-
-
 def load_picture(
     path: str | Path, size: int, read: Callable[[dict], dict]
 ) -> np.ndarray:
-    """Read a picture, resized to ``size`` pixels and cropped to a square.
+    """Read an image, resized to ``size`` pixels and cropped to a square.
 
     Args:
-        path: Of the picture.
+        path: Of the image.
         size: Height and width in pixels.
         read: What reads it, see ``vcmamba_mm.data.pictures.build_reading``.
 
@@ -47,14 +39,14 @@ def load_picture(
 
 
 def model_inputs(model: BaseModel, pictures: list[np.ndarray]) -> Tensor:
-    """Normalize pictures as the model's preprocessor does.
+    """Normalize images as the model's preprocessor does.
 
     Args:
         model: A classifier or a segmenter of mmpretrain or mmseg.
         pictures: From ``load_picture``, all of one size.
 
     Returns:
-        Tensor: On the model's device, (pictures, channels, size, size).
+        Tensor: On the model's device, (images, channels, size, size).
     """
     images = [torch.from_numpy(p).permute(2, 0, 1) for p in pictures]
     inputs = model.data_preprocessor(dict(inputs=images))['inputs']

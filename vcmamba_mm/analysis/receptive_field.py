@@ -6,19 +6,46 @@ import torch
 from torch import Tensor, nn
 
 
+class StageMap(nn.Module):
+    """The map that a stage of a backbone returns, without an output's norm.
+
+    Over the channels of a position, what a LayerNorm returns has the same sum
+    whatever it is given, so that this sum has no gradient.
+
+    Args:
+        backbone: Of this project.
+        stage: Index of the stage, which has to run.
+    """
+
+    def __init__(self, backbone: nn.Module, stage: int):
+        super().__init__()
+        self.backbone, self.stage = backbone, stage
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        maps = []
+        handle = self.backbone.stages[self.stage].register_forward_hook(
+            lambda stage, args, y: maps.append(y)
+        )
+        try:
+            self.backbone(x)
+        finally:
+            handle.remove()
+        return tuple(maps)
+
+
 def effective_receptive_field(
     backbone: nn.Module, batches: Iterable[Tensor], stage: int = -1
 ) -> Tensor:
     """Mean magnitude of the gradient of the feature in the middle.
 
     With f_k the channels of the feature map at its middle (for even sizes the
-    one to the lower right) and x_c those of the input, the mean over pictures
+    one to the lower right) and x_c those of the input, the mean over images
     of sum_c |d (sum_k f_k) / d x_c| at every pixel (Luo et al., arXiv
     1701.04128), divided by its largest value.
 
     Args:
-        backbone: In eval mode, so that pictures do not depend on each other.
-        batches: Normalized pictures, (batch, channels, height, width), all of
+        backbone: In eval mode, so that images do not depend on each other.
+        batches: Normalized images, (batch, channels, height, width), all of
             one size.
         stage: Index into the maps that the backbone returns.
 
@@ -26,7 +53,7 @@ def effective_receptive_field(
         Tensor: Shape (height, width), float64 on the CPU, largest value 1.
 
     Raises:
-        ValueError: If there are no pictures, the backbone is in training
+        ValueError: If there are no images, the backbone is in training
             mode, or nothing depends on the input.
     """
     if backbone.training:
@@ -41,7 +68,7 @@ def effective_receptive_field(
         total = total + grad.double().abs().sum((0, 1)).cpu()
         pictures += len(batch)
     if not pictures:
-        raise ValueError('no pictures were given')
+        raise ValueError('no images were given')
     if not total.max() > 0:
         raise ValueError('the feature does not depend on the input')
     return total / total.max()

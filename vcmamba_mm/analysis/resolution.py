@@ -12,9 +12,9 @@ from .timing import BUFFERS, Call, Timing, time_side_by_side
 class SizeTiming(NamedTuple):
     """Attributes:
     shape: Height and width of the input in pixels.
-    batch_size: Pictures of a batch.
-    one: Time of a single picture.
-    batch: Time of a batch; the same as ``one`` if a batch is one picture.
+    batch_size: Images of a batch.
+    one: Time of a single image.
+    batch: Time of a batch; the same as ``one`` if a batch is one image.
     """
 
     shape: tuple[int, int]
@@ -24,7 +24,7 @@ class SizeTiming(NamedTuple):
 
     @property
     def throughput(self) -> float:
-        """Pictures per second, in batches."""
+        """Images per second, in batches."""
         return 1000 * self.batch_size / self.batch.median
 
     @property
@@ -56,10 +56,10 @@ def time_against_size(
     Args:
         model: In eval mode; called with ``mode='tensor'``. It is moved.
         shapes: Heights and widths in pixels.
-        batch_size: Pictures of a batch of the first shape.
+        batch_size: Images of a batch of the first shape.
         device: 'cpu' or 'cuda'.
         dtype: Other than float32: that of autocast.
-        channels: Of a picture.
+        channels: Of an image.
         **rules: ``rounds``, ``warm_ups`` and ``sample_seconds`` of
             ``vcmamba_mm.analysis.timing.time_side_by_side``.
     """

@@ -5,22 +5,42 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..models import MultiDirectionalMamba
+from ..models.layers import ScanMixer
 from ..ops.reference import reference_readouts
-from ..ops.scan_inputs import Options, Tensors, share
-from ..ops.scan_paths import PATHS
+from ..ops.scan_inputs import (
+    Options,
+    Tensors,
+    from_arguments,
+    step_sizes,
+)
+from .tokens import Windows, pick, record
 
 
 class Scan(NamedTuple):
     """One scan as it happened; see ``vcmamba_mm.ops.path_scan``."""
 
-    tensors: Tensors
-    options: Options
+    tensors: Tensors  # of all windows, if the scan is one of windows
+    options: Options  # of one of them
+    windows: Windows
 
 
-def mixers(model: nn.Module) -> list[MultiDirectionalMamba]:
-    """The mixers of a model, in the order of the data."""
-    return [m for m in model.modules() if isinstance(m, MultiDirectionalMamba)]
+def path_names(paths: tuple[str, ...]) -> list[str]:
+    """Names of the paths of a scan for figures: numbered, in words."""
+    names = []
+    for i, path in enumerate(paths):
+        line, _, reverse = path.partition('_')
+        words = f'along the {line}s'
+        if reverse and line in paths[:i]:
+            words = f'path {paths.index(line) + 1} reversed'
+        elif reverse:
+            words += ', reversed'
+        names.append(f'{i + 1}: {words}')
+    return names
+
+
+def mixers(model: nn.Module) -> list[ScanMixer]:
+    """The mixers of a model that scan, in the order of the data."""
+    return [m for m in model.modules() if isinstance(m, ScanMixer)]
 
 
 @torch.no_grad()
@@ -29,33 +49,16 @@ def record_scan(model: nn.Module, inputs: Tensor, layer: int = -1) -> Scan:
 
     Args:
         model: Backbone, in eval mode.
-        inputs: Normalized pictures, (batch, channels, height, width).
+        inputs: Normalized images, (batch, channels, height, width).
         layer: Which of the model's mixers; negative ones count from the end.
 
     Raises:
         ValueError: If the model has no such mixer.
     """
-    found = mixers(model)
-    if not -len(found) <= layer < len(found):
-        raise ValueError(
-            f'the model has {len(found)} mixers, no number {layer}'
-        )
-    mixer, maps = found[layer], []
-    handle = mixer.register_forward_pre_hook(
-        lambda _, args: maps.append(args[0])
-    )
-    try:
-        model(inputs)
-    finally:
-        handle.remove()
-    (x,) = maps
-    options = Options(
-        *x.shape[2:],
-        PATHS[: mixer.num_paths],
-        mixer.snake,
-        mixer.param_order,
-    )
-    return Scan(share(Tensors(*mixer.scan_inputs(x))), options)
+    mixer = pick(mixers(model), layer, 'mixers')
+    x, windows = record(model, inputs, mixer)
+    tensors, options = from_arguments(mixer.scan_inputs(x))
+    return Scan(tensors, options, windows or Windows.of(*options[:2]))
 
 
 @torch.no_grad()
@@ -67,10 +70,9 @@ def direction_activations(scan: Scan) -> Tensor:
         shape (batch, num_paths, height, width). The paths' read-outs, before
         this mean, sum to the output of the scan.
     """
-    tensors, options = scan
+    tensors, options, windows = scan
     readouts = reference_readouts(tensors.to(torch.float64), options)
-    maps = readouts.abs().mean(-1).transpose(0, 1)
-    return maps.unflatten(2, options[:2])
+    return windows.on_map(readouts.abs().mean(-1).transpose(0, 1))[0]
 
 
 @torch.no_grad()
@@ -82,11 +84,12 @@ def decay_maps(scan: Scan, row: int, column: int) -> Tensor:
 
         exp(A delta_{t+1}) exp(A delta_{t+2}) ... exp(A delta_j)
 
-    of itself at position j; a path that has not visited the token yet holds
-    nothing of it.
+    of itself at position j, with the path's own A and delta where it has
+    them; a path that has not visited the token yet holds nothing of it, nor
+    does the path of another window.
 
     Args:
-        scan: Of one picture or several.
+        scan: Of one image or several.
         row: Of the token.
         column: Of the token.
 
@@ -97,27 +100,26 @@ def decay_maps(scan: Scan, row: int, column: int) -> Tensor:
     Raises:
         ValueError: If there is no such token.
     """
-    tensors, options = scan
-    height, width = options[:2]
-    if not (0 <= row < height and 0 <= column < width):
-        raise ValueError(
-            f'there is no token ({row}, {column}) on a map of '
-            f'{height} x {width}: rows and columns count from 0'
-        )
-    # paths of a scan that is looked at share their parameters
-    delta, A = tensors.delta[:, :, 0].double(), tensors.A[0].double()
+    tensors, options, windows = scan
+    window, place = windows.find(row, column)
+    its = slice(window, None, len(windows.numbers))  # in each picture
+    tensors = tensors.to(torch.float64)
+    delta, A = step_sizes(tensors, options), tensors.A
     paths = options.tables(delta.device)
-    maps = delta.new_zeros(len(delta), len(options.paths), height * width)
+    maps = delta.new_zeros(len(delta), len(options.paths), delta.shape[1])
     for p, (order, inverse, _) in enumerate(zip(*paths)):
-        start = int(inverse[row * width + column])
-        steps = delta if options.param_order == 'raster' else delta[:, order]
+        start = int(inverse[place])
+        own = p if len(A) > 1 else 0
+        steps = delta[its, :, own]
+        if options.param_order == 'path':
+            steps = steps[:, order]
         passed = torch.zeros_like(steps[:, 0])  # sum of delta since the token
         for i in range(start, len(order)):
             if i > start:
                 passed = passed + steps[:, i]
-            left = torch.exp(passed[..., None] * A)
-            maps[:, p, order[i]] = left.mean((1, 2))
-    return maps.unflatten(2, (height, width))
+            left = torch.exp(passed[..., None] * A[own])
+            maps[its, p, order[i]] = left.mean((1, 2))
+    return windows.on_map(maps)[0]
 
 
 def memory_length(maps: Tensor, share: float = 0.5) -> Tensor:

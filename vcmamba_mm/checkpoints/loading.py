@@ -1,10 +1,12 @@
 """Which weights of a checkpoint are loaded, wholly or not at all."""
 
 import os
+from functools import cache
 
 import torch
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
+from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .reading import CheckpointError, StateDict, read_checkpoint, some
@@ -159,6 +161,52 @@ def _fits_adapted(weight: Tensor, wanted: Tensor) -> bool:
     return shapes[0] == shapes[1]
 
 
+# What a classifier's backbone does not have, and how one says that it is new.
+_NEW_PARTS = {
+    'out_norms.': 'the norms of the outputs are new',
+    'adapter.': 'the adapter is new',
+}
+# The norm after the last layer, which what takes its maps may not have.
+_FINAL_NORM = 'final_norm.'
+
+
+def _shapes(state_dict: StateDict, prefix: str = '') -> dict:
+    """Of the layers that an architecture always has."""
+    optional = tuple(
+        prefix + name for name in ('pos_embed', *_NEW_PARTS, _FINAL_NORM)
+    )
+    return {
+        key.removeprefix(prefix): weight.shape
+        for key, weight in state_dict.items()
+        if key.startswith(prefix) and not key.startswith(optional)
+    }
+
+
+@cache  # building all of them takes seconds
+def _shapes_of(family: type[nn.Module], arch: str, in_channels: int) -> dict:
+    with torch.device('meta'):
+        return _shapes(family(arch, in_channels=in_channels).state_dict())
+
+
+def _other_arch(module: nn.Module, state_dict: StateDict) -> str | None:
+    """Which backbone of ours the weights are of, if not of the module's."""
+    prefix = 'backbone.' if hasattr(module, 'backbone') else ''
+    backbone = getattr(module, 'backbone', module)
+    if not hasattr(backbone, 'arch_settings'):
+        return None
+    found = _shapes(state_dict, prefix)
+    if found == _shapes(backbone.state_dict()):
+        return None
+    package = __name__.partition('.')[0] + '.'
+    for name, family in MODELS.module_dict.items():
+        if not family.__module__.startswith(package):
+            continue  # others' classes have arch_settings of another kind
+        for arch in getattr(family, 'arch_settings', ()):
+            if found == _shapes_of(family, arch, backbone.in_channels):
+                return f'{name}({arch!r})'
+    return None
+
+
 def check_fit(
     module: nn.Module,
     state_dict: StateDict,
@@ -202,6 +250,9 @@ def check_fit(
     ]
     if not problems:
         return
+    other_arch = _other_arch(module, state_dict)
+    if other_arch:
+        problems.insert(0, f'It holds weights of {other_arch}')
     first = _first_conv(module)
     if first in reshaped and _fits_adapted(state_dict[first], own[first]):
         problems.append(
@@ -248,7 +299,7 @@ def init_from_pretrained(module: BaseModule, part: str) -> bool:
     Further keys of ``init_cfg``: ``weights``, as in ``take_weights``;
     ``prefix``; and ``adapt_in_channels``. If that is true, the first
     convolution of a checkpoint with another number of input channels is
-    adapted. To one: it gets the sum over them, so a grey picture gives what
+    adapted. To one: it gets the sum over them, so a grey image gives what
     the same grey in all of them gave. To n: channel i gets the weights of
     channel i modulo c of the checkpoint's c (of three: red, green, blue, red,
     ...), times c / n.
@@ -290,7 +341,11 @@ def init_from_pretrained(module: BaseModule, part: str) -> bool:
     state_dict = extract_state_dict(
         read_checkpoint(path), path, cfg.get('weights')
     )
+    left_over = set()
     if any(k.startswith(prefix) for k in state_dict):
+        left_over = {
+            k.split('.')[0] for k in state_dict if not k.startswith(prefix)
+        }
         state_dict = {
             k.removeprefix(prefix): v
             for k, v in state_dict.items()
@@ -301,12 +356,25 @@ def init_from_pretrained(module: BaseModule, part: str) -> bool:
         wanted = module.get_parameter(first)
         if _fits_adapted(state_dict[first], wanted):
             state_dict[first] = _adapt_in_channels(state_dict[first], wanted)
-    check_fit(module, state_dict, path)
-    module.load_state_dict(state_dict)
+    own, new, news = module.state_dict(), {}, []
+    for name, what in _NEW_PARTS.items():
+        its = {k: v for k, v in own.items() if k.startswith(name)}
+        if its and not any(k.startswith(name) for k in state_dict):
+            new |= its
+            news.append(f', and {what}')
+    if not any(k.startswith(_FINAL_NORM) for k in own):
+        its = {k for k in state_dict if k.startswith(_FINAL_NORM)}
+        state_dict = {k: v for k, v in state_dict.items() if k not in its}
+        left_over |= {k.split('.')[0] for k in its}
+    check_fit(module, state_dict | new, path)
+    module.load_state_dict(state_dict | new)
     module._is_init = True
-    print_log(
+    message = (
         f'{type(module).__name__}: all {len(state_dict)} keys loaded from '
-        f'{path}',
-        logger='current',
+        f'{path}'
     )
+    message += ''.join(news)
+    if left_over:
+        message += f'; its {some(left_over)} left over'
+    print_log(message, logger='current')
     return True

@@ -8,6 +8,7 @@ import pickle
 import re
 import struct
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FunctionType
@@ -17,6 +18,8 @@ import torch
 from mmengine.fileio import get_local_path
 from mmengine.logging import HistoryBuffer
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..files import write_file
@@ -79,6 +82,16 @@ def _scalar(dtype: _Dtype, data: bytes) -> np.generic:
     return np.frombuffer(data, dtype.code)[0]
 
 
+class _Config:
+    """In place of ``yacs.config.CfgNode``, which VMamba's runs save.
+
+    Of dicts PyTorch fills its own kinds alone.
+    """
+
+    def __new__(cls) -> OrderedDict:
+        return OrderedDict()
+
+
 def _named(stand_in: Callable, name: str) -> Callable:
     """Give a copy of a function, or a class, the name to be looked up."""
     if not isinstance(stand_in, type):
@@ -92,6 +105,8 @@ _SAFE_GLOBALS = [
     argparse.Namespace,  # the release's `args`
     *_METHODS,  # this and the rest: MMEngine's
     codecs.encode,  # how older pickles spell bytes
+    set,  # in a yacs config
+    _named(_Config, 'yacs.config.CfgNode'),
     _named(_getattr, 'builtins.getattr'),
     _named(_Dtype, 'numpy.dtype'),
     _named(_Array, 'numpy.ndarray'),
@@ -196,7 +211,8 @@ def read_checkpoint(
     """Read a checkpoint without running any code it may hold.
 
     Args:
-        path: A file, or a URL of any kind that MMEngine reads.
+        path: A file that ``torch.save`` wrote, or in the safetensors format,
+            or a URL of one, of any kind that MMEngine reads.
         map_location: As in ``torch.load``.
 
     Returns:
@@ -211,11 +227,10 @@ def read_checkpoint(
         if not os.path.isfile(local):
             raise FileNotFoundError(f'checkpoint {path} does not exist')
         if _is_safetensors(local):
-            raise CheckpointError(
-                f'checkpoint {path} is in the safetensors format; read is '
-                'what torch.save writes: torch.save(safetensors.torch.'
-                "load_file(...), 'FILE.pth') makes one of it"
-            )
+            try:
+                return load_file(local, device=str(map_location))
+            except SafetensorError as error:
+                raise CheckpointError(_damaged(path)) from error
         if not _is_sound(local):
             raise CheckpointError(_damaged(path))
         try:

@@ -6,7 +6,7 @@ mmpretrain's ``get_model`` and ``list_models``.
 
 from mmpretrain.apis import ModelHub
 
-from ..model_zoo import index_root
+from ..model_zoo import index_root, metafiles
 from .batch_augment import (
     AugmentingDataPreprocessor,
     BatchRandAugment,
@@ -15,6 +15,7 @@ from .batch_augment import (
 from .datasets import ClassFolders, WebDataset
 from .distillation import DistilledImageClassifier
 from .head import VCMambaClsHead
+from .mesa import MESAHook, MESAImageClassifier
 from .transforms import (
     FastPackInputs,
     FastRandAugment,
@@ -36,10 +37,12 @@ __all__ = [
     'FastRandomFlip',
     'LabelledClsScoreTTA',
     'LoadRandomResizedCrop',
+    'MESAHook',
+    'MESAImageClassifier',
     'VCMambaClsHead',
     'WebDataset',
 ]
 
-ModelHub.register_model_index(
-    index_root() / 'configs/metafile.yml', config_prefix=index_root()
-)
+for _metafile in metafiles():
+    if _metafile.stem == 'metafile':  # the others are not of classifiers
+        ModelHub.register_model_index(_metafile, config_prefix=index_root())

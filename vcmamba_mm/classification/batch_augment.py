@@ -1,8 +1,8 @@
 """RandAugment and random erasing of batches, on the model's device.
 
 mmpretrain's own classes draw operations, magnitudes, signs and boxes, one
-picture after the other, from NumPy's generator. PyTorch changes the pixels,
-those of all pictures with the same operation at once, and draws the noise.
+image after the other, from NumPy's generator. PyTorch changes the pixels,
+those of all images with the same operation at once, and draws the noise.
 """
 
 from collections import defaultdict
@@ -30,12 +30,12 @@ def _check(images: Tensor) -> None:
     if not isinstance(images, Tensor):
         raise TypeError(
             f'augmentation of batches needs a tensor, got {type(images)}: '
-            "use collate_fn=dict(type='default_collate') and pictures of one "
+            "use collate_fn=dict(type='default_collate') and images of one "
             'size'
         )
     if images.dtype != torch.uint8 or images.ndim != 4 or images.size(1) != 3:
         raise ValueError(
-            'augmentation of batches needs uint8 pictures (B, 3, H, W), got '
+            'augmentation of batches needs uint8 images (B, 3, H, W), got '
             f'{images.dtype} {tuple(images.shape)}'
         )
 
@@ -193,7 +193,7 @@ _OPERATIONS: dict[type, Callable] = {
 
 
 def _draw(op: stock.BaseAugTransform) -> float | np.ndarray | None:
-    """Magnitude or table for one picture; None if it is left alone."""
+    """Magnitude or table for one image; None if it is left alone."""
     if _OPERATIONS[type(op)] is _from_tables:
         return value_table(op)
     if op.random_disable():
@@ -210,8 +210,8 @@ def _draw(op: stock.BaseAugTransform) -> float | np.ndarray | None:
 class BatchRandAugment:
     """mmpretrain's ``RandAugment`` of a batch.
 
-    Each picture has operations, magnitudes and signs of its own, drawn as
-    ``RandAugment`` would if it got the pictures one after the other.
+    Each image has operations, magnitudes and signs of its own, drawn as
+    ``RandAugment`` would if it got the images one after the other.
 
     Args:
         **kwargs: See mmpretrain's ``RandAugment``.
@@ -231,7 +231,7 @@ class BatchRandAugment:
                 )
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return augmented copies of uint8 pictures (B, 3, H, W), BGR."""
+        """Return augmented copies of uint8 images (B, 3, H, W), BGR."""
         _check(images)
         images = images.clone()
         ops = self.policy.transforms
@@ -256,7 +256,7 @@ class BatchRandAugment:
 class BatchRandomErasing:
     """mmpretrain's ``RandomErasing`` of a batch, with normal noise.
 
-    Each picture has a box of its own, or none.
+    Each image has a box of its own, or none.
 
     Args:
         **kwargs: See mmpretrain's ``RandomErasing``.
@@ -274,7 +274,7 @@ class BatchRandomErasing:
             )
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return erased copies of uint8 pictures (B, 3, H, W), BGR."""
+        """Return erased copies of uint8 images (B, 3, H, W), BGR."""
         _check(images)
         images = images.clone()
         height, width = images.shape[2:]

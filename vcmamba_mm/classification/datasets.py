@@ -13,12 +13,12 @@ from ..data.folders import PICTURES, is_hidden, is_picture, name_left_out
 
 @DATASETS.register_module()
 class ClassFolders(CustomDataset):
-    """A folder of pictures for each class, as mmpretrain's ``CustomDataset``.
+    """A folder of images for each class, as mmpretrain's ``CustomDataset``.
 
     What is left out is named in one line, and hidden folders are no classes.
 
     Args:
-        extensions: Endings of pictures; case does not matter.
+        extensions: Endings of images; case does not matter.
         **kwargs: See mmpretrain's ``CustomDataset``.
     """
 
@@ -31,10 +31,10 @@ class ClassFolders(CustomDataset):
         return is_picture(filename, self.extensions)
 
     def _find_samples(self) -> list:
-        """List pairs of picture and class, in the order of the classes.
+        """List pairs of image and class, in the order of the classes.
 
         Raises:
-            ValueError: If there are no pictures, or other folders than
+            ValueError: If there are no images, or other folders than
                 classes.
         """
         backend = get_file_backend(self.img_prefix, enable_singleton=True)
@@ -45,7 +45,7 @@ class ClassFolders(CustomDataset):
                 self.img_prefix, list_dir=False, recursive=True
             )
             left_out = set(files) - set(samples)
-            why = f'pictures end in {endings}'
+            why = f'images end in {endings}'
             name_left_out(self.img_prefix, left_out, why)
             return samples
         folders = backend.list_dir_or_file(self.img_prefix, list_file=False)
@@ -67,14 +67,14 @@ class ClassFolders(CustomDataset):
                 samples.append((folder, name))
             else:
                 left_out.append(path)
-        why = f'pictures lie in folders of their classes, and end in {endings}'
+        why = f'images lie in folders of their classes, and end in {endings}'
         if not samples:
-            raise ValueError(f'{self.img_prefix} has no pictures: {why}')
+            raise ValueError(f'{self.img_prefix} has no images: {why}')
         name_left_out(self.img_prefix, left_out, why)
         empty = set(classes) - {folder for folder, _ in samples}
         if empty:
             print_log(
-                f'{self.img_prefix} has no pictures of '
+                f'{self.img_prefix} has no images of '
                 f'{", ".join(sorted(empty))}',
                 'current',
                 logging.WARNING,
@@ -87,17 +87,17 @@ class ClassFolders(CustomDataset):
 
 @DATASETS.register_module()
 class WebDataset(BaseDataset):
-    """Pictures in the layout of the library WebDataset.
+    """Images in the layout of the library WebDataset.
 
-    Beside every picture ``KEY.jpg`` is a text ``KEY.cls`` with the number of
-    its class; other files are left alone. The pictures are read in any order,
+    Beside every image ``KEY.jpg`` is a text ``KEY.cls`` with the number of
+    its class; other files are left alone. The images are read in any order,
     as from every other data set.
 
     Args:
         data_root: Where the shards are, ``tar://FOLDER``, indexed by
             ``tools/make_shards.py FOLDER``.
         data_prefix: Only what is below this path inside.
-        extensions: Endings of pictures.
+        extensions: Endings of images.
         **kwargs: See mmpretrain's ``BaseDataset``; ``classes`` gives names to
             the numbers.
     """
@@ -115,10 +115,10 @@ class WebDataset(BaseDataset):
         )
 
     def load_data_list(self) -> list[dict]:
-        """Pair pictures with classes.
+        """Pair images with classes.
 
         Raises:
-            ValueError: If there are no pictures, or one has no class, or its
+            ValueError: If there are no images, or one has no class, or its
                 class is no number.
         """
         backend = get_file_backend(self.img_prefix, enable_singleton=True)
@@ -138,12 +138,12 @@ class WebDataset(BaseDataset):
                 pictures[key] = path
         lonely = [f'{key}.cls' for key in classes.keys() - pictures.keys()]
         endings = ' '.join(self.extensions)
-        why = f'no picture is beside them, which would end in {endings}'
+        why = f'no image is beside them, which would end in {endings}'
         name_left_out(self.img_prefix, lonely, why)
         without = sorted(pictures.keys() - classes.keys())
         if not pictures or without:
             raise ValueError(
-                f'{self.img_prefix} has {len(pictures)} pictures, '
+                f'{self.img_prefix} has {len(pictures)} images, '
                 f'{len(without)} of them without a class in KEY.cls '
                 f'{without[:1]}'
             )

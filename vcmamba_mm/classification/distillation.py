@@ -33,7 +33,7 @@ def distillation_loss(
     return divergence * tau**2 / logits.numel()
 
 
-class _Teacher:
+class Teacher:
     """Hides a module from ``nn.Module``'s bookkeeping.
 
     What is behind it is not in the student's parameters, modes, checkpoint,
@@ -43,7 +43,7 @@ class _Teacher:
     def __init__(self, model: nn.Module):
         self.model = model.eval().requires_grad_(False)
 
-    def __deepcopy__(self, memo: dict) -> _Teacher:
+    def __deepcopy__(self, memo: dict) -> Teacher:
         return self
 
     @torch.no_grad()
@@ -128,21 +128,21 @@ class DistilledImageClassifier(ImageClassifier):
         self.distillation = distillation
         self.alpha = alpha
         self.tau = tau
-        self._teacher: _Teacher | None = None
+        self._teacher: Teacher | None = None
 
     def init_weights(self) -> None:
         super().init_weights()
         _ = self.teacher  # fail now, not in the first iteration
 
     @property
-    def teacher(self) -> _Teacher:
+    def teacher(self) -> Teacher:
         """The teacher, built on first use."""
         if self._teacher is None:
             model = MODELS.build(self.teacher_cfg)
             # timm has initialized or loaded its models when it made them.
             if not isinstance(model, TimmClassifier):
                 _load_pretrained(model)
-            self._teacher = _Teacher(model)
+            self._teacher = Teacher(model)
         return self._teacher
 
     def loss(

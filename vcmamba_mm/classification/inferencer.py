@@ -1,4 +1,4 @@
-"""mmpretrain's inferencer, for pictures as they are tested."""
+"""mmpretrain's inferencer, for images as they are tested."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -15,21 +15,21 @@ from ..data.pictures import build_test_pipeline
 
 
 class ClassificationInferencer(ImageClassificationInferencer):
-    """mmpretrain's, which reads pictures as the config's test does.
+    """mmpretrain's, which reads images as the config's test does.
 
     Arrays are taken as they are. What a classifier with several labels to a
-    picture returns as ``pred_label``, ``pred_score`` and ``pred_class`` are
+    image returns as ``pred_label``, ``pred_score`` and ``pred_class`` are
     lists of those that it predicts, the most certain first: none, if all
     scores are below the threshold of its head.
 
     Raises:
-        ImageReadError: If a picture is missing or cannot be decoded.
-        FileExistsError: If two pictures would be painted to the same place.
+        ImageReadError: If an image is missing or cannot be decoded.
+        FileExistsError: If two images would be painted to the same place.
     """
 
     @property
     def multi_label(self) -> bool:
-        """Whether a picture may have several labels, or none."""
+        """Whether an image may have several labels, or none."""
         return isinstance(self.model.head, MultiLabelClsHead)
 
     def _init_pipeline(self, cfg: Config) -> Callable:
@@ -54,8 +54,8 @@ class ClassificationInferencer(ImageClassificationInferencer):
         twice = [name for name, count in names.items() if count > 1]
         if show_dir is not None and twice:
             raise FileExistsError(
-                f'several pictures would be painted to {show_dir}/{twice[0]}'
-                ': give each call pictures with different names'
+                f'several images would be painted to {show_dir}/{twice[0]}'
+                ': give each call images with different names'
             )
         return super().visualize(
             ori_inputs, preds, *args, show_dir=show_dir, **kwargs

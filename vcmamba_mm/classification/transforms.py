@@ -1,7 +1,7 @@
 """The transforms of mmpretrain's ImageNet training, faster.
 
 Each draws the same random numbers in the same order as the one it stands for,
-and makes the same picture of them, up to rounding.
+and makes the same image of them, up to rounding.
 """
 
 import inspect
@@ -50,7 +50,7 @@ class LoadRandomResizedCrop(stock.RandomResizedCrop):
         **kwargs: See mmpretrain's ``RandomResizedCrop``.
 
     Raises:
-        ImageReadError: If the picture is missing or cannot be decoded; it
+        ImageReadError: If the image is missing or cannot be decoded; it
             names the file.
     """
 
@@ -129,7 +129,7 @@ def value_table(op: stock.BaseAugTransform) -> np.ndarray | None:
     """What an operation that looks at nothing else makes of all values.
 
     Returns:
-        ndarray: Of uint8, (1, 256); None if the picture is left alone.
+        ndarray: Of uint8, (1, 256); None if the image is left alone.
     """
     table = op.transform(dict(img=_VALUES))['img']
     return None if table is _VALUES else table
@@ -297,7 +297,7 @@ _FASTER: dict[type, Callable] = {
 
 @TRANSFORMS.register_module()
 class FastRandAugment(stock.RandAugment):
-    """mmpretrain's ``RandAugment`` for pictures of three colours, uint8.
+    """mmpretrain's ``RandAugment`` for images of three colours, uint8.
 
     What changes each pixel for itself goes through a table; shearing and
     translating interpolate along one axis only. Other operations are

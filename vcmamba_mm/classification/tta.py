@@ -1,4 +1,4 @@
-"""Predictions for a picture, flipped and resized, become one."""
+"""Predictions for an image, flipped and resized, become one."""
 
 import torch
 from mmpretrain.models import AverageClsScoreTTA

@@ -1,4 +1,4 @@
-"""Pictures, masks and archives: reading, decoding, sampling."""
+"""Images, masks and archives: reading, decoding, sampling."""
 
 from .archives import LmdbPathBackend, TarBackend
 from .sampling import SeededSampler, SeedSample

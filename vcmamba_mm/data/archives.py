@@ -1,10 +1,10 @@
 """Data sets in one piece: tar shards and LMDB in place of a million files.
 
-What is inside is named by paths that begin with the archive's: a picture may
+What is inside is named by paths that begin with the archive's: an image may
 be ``tar://data/imagenet_tar/train/n01440764/n01440764_10026.JPEG``. Two
 storage backends of MMEngine read such paths, so with
 ``data_root='tar://data/imagenet_tar'`` every data set that reads through
-MMEngine finds its folders, annotations and pictures there, in any order.
+MMEngine finds its folders, annotations and images there, in any order.
 
 ``tar://`` is a folder with uncompressed tar files, of whatever origin
 (WebDataset's among them), and an index. ``lmdb://`` is an LMDB whose keys are

@@ -1,4 +1,4 @@
-"""Decoding of a crop, no more of the picture than it needs."""
+"""Decoding of a crop, no more of the image than it needs."""
 
 import re
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ def _decode_all(content: bytes, flag: int) -> np.ndarray:
 class JpegPicture:
     """A JPEG of which parts can be decoded.
 
-    The picture is decoded at a half, a quarter or an eighth of its size where
+    The image is decoded at a half, a quarter or an eighth of its size where
     the crop still has the pixels that are wanted, and, with simplejpeg, down
     to the crop's last row.
     """
@@ -60,10 +60,10 @@ class JpegPicture:
         return height, width
 
     def crop(self, box: Box, size: tuple[int, int]) -> np.ndarray:
-        """Decode a part of the picture that will be resized.
+        """Decode a part of the image that will be resized.
 
         Args:
-            box: The part, in pixels of the whole picture.
+            box: The part, in pixels of the whole image.
             size: Height and width that it will be resized to.
 
         Returns:
@@ -95,7 +95,7 @@ class JpegPicture:
     def _decode_down_to(self, bottom: int, scale: int) -> np.ndarray:
         """Decode the rows above ``bottom``, or all, at 1 / ``scale``.
 
-        The decoder is told that the picture ends there. Colours that have
+        The decoder is told that the image ends there. Colours that have
         fewer rows are interpolated between rows, and need the next one too.
         """
         header, content = self.header, self.content
@@ -121,7 +121,7 @@ class JpegPicture:
 
 @dataclass
 class WholePicture:
-    """A picture that has been decoded.
+    """An image that has been decoded.
 
     Attributes:
         image: (height, width, 3), uint8.
@@ -143,7 +143,7 @@ class WholePicture:
 
 
 def open_picture(content: bytes) -> JpegPicture | WholePicture:
-    """Look at a picture, and decode it if it has to be decoded as a whole.
+    """Look at an image, and decode it if it has to be decoded as a whole.
 
     Args:
         content: The file: a JPEG, a PPM, or whatever OpenCV reads.
@@ -182,7 +182,7 @@ def decode_jpeg(content: bytes) -> np.ndarray | None:
 
 
 def encode_ppm(image: np.ndarray) -> bytes:
-    """Write a decoded picture so that nothing has to be decoded any more.
+    """Write a decoded image so that nothing has to be decoded any more.
 
     Args:
         image: (height, width, 3), BGR, uint8.

@@ -1,4 +1,4 @@
-"""Decoding of pictures, and what has to be known of them before."""
+"""Decoding of images, and what has to be known of them before."""
 
 import os
 import struct
@@ -53,11 +53,11 @@ if 'VCMAMBA_MM_MAX_PIXELS' in os.environ:
 
 
 class DecodeError(ValueError):
-    """A picture that is cut off, damaged, or of no known format."""
+    """An image that is cut off, damaged, or of no known format."""
 
 
 class KindError(DecodeError):
-    """A picture of a kind that is not read; it says what to do."""
+    """An image of a kind that is not read; it says what to do."""
 
 
 class JpegHeader(NamedTuple):
@@ -66,7 +66,7 @@ class JpegHeader(NamedTuple):
     Attributes:
         height: Rows in the file.
         width: Columns in the file.
-        orientation: How to turn the picture, Exif's numbers; 1 is as it is.
+        orientation: How to turn the image, Exif's numbers; 1 is as it is.
         height_at: Where the height stands in the file, two bytes.
         in_order: Whether all of a row comes before the next row, unlike in
             progressive files.
@@ -153,12 +153,12 @@ def read_jpeg_header(content: bytes) -> JpegHeader | None:
 
 
 class Header(NamedTuple):
-    """What has to be known of a picture before decoding.
+    """What has to be known of an image before decoding.
 
     Attributes:
         height: Rows in the file.
         width: Columns in the file.
-        orientation: How to turn the picture, Exif's numbers; 1 is as it is.
+        orientation: How to turn the image, Exif's numbers; 1 is as it is.
         format: Pillow's name of the format.
         mode: Pillow's name of what a pixel is; '' if it has none.
     """
@@ -226,7 +226,7 @@ def _check_chunks(content: bytes) -> None:
 
 
 def read_header(content: bytes) -> Header:
-    """Look at a picture without decoding it.
+    """Look at an image without decoding it.
 
     Raises:
         DecodeError: If the format is not known, or the header is damaged, or
@@ -290,7 +290,7 @@ def _check_depth(wrong: bool, kind: object) -> None:
 
 
 def turn(image: np.ndarray, orientation: int) -> np.ndarray:
-    """Turn a picture as its Exif orientation says."""
+    """Turn an image as its Exif orientation says."""
     if orientation == 1:
         return image
     if orientation > 4:
@@ -305,7 +305,7 @@ def turn(image: np.ndarray, orientation: int) -> np.ndarray:
 def decode_image(
     content: bytes, color_type: str = 'color', backend: str | None = 'cv2'
 ) -> tuple[np.ndarray, int]:
-    """Decode a picture, turned as its Exif orientation says.
+    """Decode an image, turned as its Exif orientation says.
 
     OpenCV and Pillow turn other formats from version to version. Here the
     orientation of JPEG, PNG, WebP and TIFF is followed by 'color' and
@@ -318,7 +318,7 @@ def decode_image(
         backend: As of mmcv's ``imfrombytes``.
 
     Returns:
-        tuple: The picture, (height, width) or (height, width, channels), BGR,
+        tuple: The image, (height, width) or (height, width, channels), BGR,
         and the orientation it was turned by, 1 if it is as it is stored.
 
     Raises:

@@ -26,7 +26,7 @@ def is_hidden(path: str) -> bool:
 
 
 def is_picture(path: str, endings: tuple[str, ...] = PICTURES) -> bool:
-    """Whether a file is a picture by its ending, and is not hidden."""
+    """Whether a file is an image by its ending, and is not hidden."""
     return path.lower().endswith(endings) and not is_hidden(path)
 
 
@@ -53,7 +53,7 @@ def name_left_out(folder: str, paths: Iterable[str], why: str) -> None:
 
 
 def pictures_below(folder: Path, without: Path | None = None) -> list[Path]:
-    """List all pictures, and say in one line which files are none.
+    """List all images, and say in one line which files are none.
 
     Args:
         folder: Looked through at any depth.
@@ -65,7 +65,7 @@ def pictures_below(folder: Path, without: Path | None = None) -> list[Path]:
         files = [f for f in files if within not in f.resolve().parents]
     names = {file: file.relative_to(folder).as_posix() for file in files}
     left_out = [name for name in names.values() if not is_picture(name)]
-    why = f'pictures end in {" ".join(PICTURES)}'
+    why = f'images end in {" ".join(PICTURES)}'
     name_left_out(str(folder), left_out, why)
     return [file for file, name in names.items() if is_picture(name)]
 
@@ -105,7 +105,7 @@ def _compare_class_folders(dataset: Dataset) -> None:
     ]
     endings = ' '.join(sorted(dataset.extensions))
     lie = 'lie in folders of their classes, and ' * dataset.with_label
-    why = f'pictures {lie}end in {endings}'
+    why = f'images {lie}end in {endings}'
     name_left_out(dataset.img_prefix, left_out, why)
 
 
@@ -119,7 +119,7 @@ def _compare_pairs(dataset: Dataset) -> None:
         left_out = [path for path in files if not path.endswith(suffixes[0])]
         if masks == images:
             left_out = [p for p in left_out if not p.endswith(suffixes[1])]
-        why = f"pictures end in {suffixes[0]}, the data set's img_suffix"
+        why = f"images end in {suffixes[0]}, the data set's img_suffix"
         name_left_out(images, left_out, why)
     if not masks:
         return
@@ -137,7 +137,7 @@ def _compare_pairs(dataset: Dataset) -> None:
     missing = sorted(wanted.keys() - there)
     if missing:
         print_log(
-            f'{len(missing)} of {len(infos)} pictures have no mask, for one '
+            f'{len(missing)} of {len(infos)} images have no mask, for one '
             f'{wanted[missing[0]]}: {missing[0]} is missing',
             'current',
             logging.WARNING,
@@ -148,7 +148,7 @@ def _compare_pairs(dataset: Dataset) -> None:
     lonely = [p for p in there - wanted.keys() if p.endswith(suffixes[1])]
     if lonely and not chosen and masks != images:
         print_log(
-            f'{len(lonely)} of {len(there)} masks have no picture, for one '
+            f'{len(lonely)} of {len(there)} masks have no image, for one '
             f'{min(lonely)}',
             'current',
             logging.WARNING,
@@ -156,7 +156,7 @@ def _compare_pairs(dataset: Dataset) -> None:
 
 
 def compare_folders(dataset: Dataset) -> None:
-    """Name pictures without masks, masks without pictures, and other files.
+    """Name images without masks, masks without images, and other files.
 
     Args:
         dataset: One that finds its files as mmseg's ``BaseSegDataset`` or

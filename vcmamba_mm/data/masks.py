@@ -13,7 +13,7 @@ from .decoding import DECODER_ERRORS, DecodeError, check_options, read_header
 from .reading import AS_STORED, AnnotationError, unreadable
 
 IN_COLOURS = (
-    'is a picture in colours: save it with one channel, the number of the '
+    'is an image in colours: save it with one channel, the number of the '
     'class in each pixel'
 )
 _UNSIGNED, _SIGNED = 1, 2  # of TIFF's tag SampleFormat
@@ -21,7 +21,7 @@ _BITS, _SAMPLE_FORMAT = 258, 339  # TIFF's tags
 
 
 class MaskError(AnnotationError):
-    """A mask that does not fit the classes, or its picture."""
+    """A mask that does not fit the classes, or its image."""
 
 
 def wrong_values(path: str, values: np.ndarray, classes: str) -> MaskError:
@@ -127,15 +127,15 @@ def _alike(shape: tuple[int, int], size: tuple[int, int]) -> bool:
 class LoadMaskStrict(BaseTransform):
     """mmseg's ``LoadAnnotations``, which loses no value and names the file.
 
-    A mask is compared with the size of its picture, if that has been loaded
+    A mask is compared with the size of its image, if that has been loaded
     before. One of another size is scaled to it.
 
     Args:
         reduce_zero_label: Whether 0 is no class and the classes begin with 1;
             by default as the data set says. 0 and 255 become 255, the others
             one less.
-        as_shown: Whether masks are drawn on the pictures as viewers show
-            them, turned as their Exif orientation says. Pictures that are
+        as_shown: Whether masks are drawn on the images as viewers show
+            them, turned as their Exif orientation says. Images that are
             turned in a way that the sizes do not tell are refused otherwise.
         imdecode_backend: As of mmcv's ``imfrombytes``.
         backend_args: See ``mmengine.fileio.get``.
@@ -144,7 +144,7 @@ class LoadMaskStrict(BaseTransform):
         ImageReadError: If the mask is missing or cannot be decoded; it names
             the file.
         MaskError: If its values are not whole numbers in one channel, or it
-            does not fit its picture; it names the file.
+            does not fit its image; it names the file.
     """
 
     def __init__(
@@ -174,11 +174,11 @@ class LoadMaskStrict(BaseTransform):
         return results
 
     def _fit(self, labels: np.ndarray, results: dict) -> np.ndarray:
-        """Compare with the picture, and scale to its size."""
+        """Compare with the image, and scale to its size."""
         size = results['ori_shape'][:2]
         turned = results.get('turned_by', 1)
         mask = f'mask {results["seg_map_path"]}'
-        picture = f'picture {results.get("img_path")}'
+        picture = f'image {results.get("img_path")}'
         other_way = turned > 4 and _alike(labels.shape, size[::-1])
         if not _alike(labels.shape, size):
             message = '{} is {} x {} pixels, {} {} x {}'.format(
@@ -187,7 +187,7 @@ class LoadMaskStrict(BaseTransform):
             if other_way:
                 message += (
                     f', turned by its Exif orientation {turned}: if masks are '
-                    'drawn on pictures as they are stored, set '
+                    'drawn on images as they are stored, set '
                 )
                 raise MaskError(message + AS_STORED)
             raise MaskError(f'{message}: they must show the same')
@@ -195,7 +195,7 @@ class LoadMaskStrict(BaseTransform):
             raise MaskError(
                 f'{picture} is turned by its Exif orientation {turned}, and '
                 f'the size of {mask} does not tell whether it is, too: if '
-                'masks are drawn on pictures as they are shown, set '
+                'masks are drawn on images as they are shown, set '
                 'as_shown=True in LoadMaskStrict, if as they are stored, set '
                 + AS_STORED
             )

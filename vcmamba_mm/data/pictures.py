@@ -1,4 +1,4 @@
-"""Pictures as a model is tested with them, and as they can be shown."""
+"""Images as a model is tested with them, and as they can be shown."""
 
 import re
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from mmengine.registry import TRANSFORMS, DefaultScope
 
 
 def viewable(image: np.ndarray) -> np.ndarray:
-    """What can be shown of a picture that a transform has read.
+    """What can be shown of an image that a transform has read.
 
     Args:
         image: Shape (height, width) or (height, width, channels). Of more
@@ -59,18 +59,18 @@ def tested_datasets(cfg: Config) -> list[ConfigDict]:
     if not cfg.get('test_dataloader'):
         raise ValueError(
             f'{cfg.filename or "the config"} has no test_dataloader, whose '
-            'pipeline says how pictures are read'
+            'pipeline says how images are read'
         )
     return _parts(cfg.test_dataloader.dataset)
 
 
 def _steps(cfg: Config) -> tuple[dict, list[dict]]:
-    """What reads pictures in testing, and what follows but for annotations."""
+    """What reads images in testing, and what follows but for annotations."""
     pipeline = tested_datasets(cfg)[0].get('pipeline')
     if not pipeline:
         raise ValueError(
             f'{cfg.filename or "the config"}: the data set of test_dataloader '
-            'has no pipeline, which says how pictures are read'
+            'has no pipeline, which says how images are read'
         )
     annotations = re.compile('Load.*(Annotation|Mask)')
     steps = [s for s in pipeline if not annotations.match(_name(s))]
@@ -88,7 +88,7 @@ def _build(cfg: Config, step: dict) -> Callable:
 
 
 def build_reading(cfg: Config) -> Callable[[dict], dict]:
-    """Build the step of the test pipeline that reads a picture.
+    """Build the step of the test pipeline that reads an image.
 
     Args:
         cfg: Config of a model and of how it is tested.
@@ -108,12 +108,12 @@ def build_reading(cfg: Config) -> Callable[[dict], dict]:
 def build_test_pipeline(
     cfg: Config,
 ) -> Callable[[str | Path | np.ndarray], dict]:
-    """Build the test pipeline for pictures without annotations.
+    """Build the test pipeline for images without annotations.
 
     Args and errors: as ``build_reading``.
 
     Returns:
-        Callable: Takes the path of a picture, or a picture as an array, which
+        Callable: Takes the path of an image, or an image as an array, which
         is taken as it is: as the first step of the pipeline would read it.
     """
     read = build_reading(cfg)

@@ -1,4 +1,4 @@
-"""Reading pictures, and going on without one that cannot be read."""
+"""Reading images, and going on without one that cannot be read."""
 
 import logging
 
@@ -13,21 +13,21 @@ from torch.utils.data import get_worker_info
 from .decoding import DecodeError, KindError, check_options, decode_image
 
 AS_STORED = (
-    "color_type='color_ignore_orientation' in what loads pictures, training's "
+    "color_type='color_ignore_orientation' in what loads images, training's "
     "and testing's"
 )
 
 
 class ImageReadError(OSError):
-    """A picture or a mask that is missing or cannot be decoded."""
+    """An image or a mask that is missing or cannot be decoded."""
 
 
 class AnnotationError(ValueError):
-    """What is annotated does not fit its picture."""
+    """What is annotated does not fit its image."""
 
 
 def unreadable(
-    path: str, error: Exception, what: str = 'picture'
+    path: str, error: Exception, what: str = 'image'
 ) -> ImageReadError:
     """The error about a file, given what reading or decoding it raised."""
     if isinstance(error, KindError):
@@ -43,14 +43,14 @@ def unreadable(
 class LoadImageStrict(LoadImageFromFile):
     """mmcv's ``LoadImageFromFile`` with one clear error.
 
-    How the picture was turned, ``turned_by``, is noted for
+    How the image was turned, ``turned_by``, is noted for
     ``LoadMaskStrict``.
 
     Raises:
-        ImageReadError: If the picture is missing, cannot be decoded, or is of
+        ImageReadError: If the image is missing, cannot be decoded, or is of
             a kind that is not read; it names the file.
         AnnotationError: If a detector's annotation has the height and width
-            of a picture that is turned here, as it is stored.
+            of an image that is turned here, as it is stored.
     """
 
     _told = False  # of pictures that are nearly black
@@ -74,7 +74,7 @@ class LoadImageStrict(LoadImageFromFile):
         annotated = results.get('width'), results.get('height')
         if turned > 4 and annotated == image.shape[:2] != annotated[::-1]:
             raise AnnotationError(
-                f'picture {path} is turned by its Exif orientation {turned}, '
+                f'image {path} is turned by its Exif orientation {turned}, '
                 'its annotation has the size as it is stored: set '
                 f'{AS_STORED}'
             )
@@ -102,7 +102,7 @@ class LoadImageStrict(LoadImageFromFile):
         if stored.dtype == np.uint16:
             LoadImageStrict._told = True
             print_log(
-                f'picture {path} is nearly black, since only its upper 8 bits '
+                f'image {path} is nearly black, since only its upper 8 bits '
                 f'of 16 are taken, and its largest value is {stored.max()}: '
                 'multiply the values',
                 'current',
@@ -118,7 +118,7 @@ class LoadImageStrict(LoadImageFromFile):
 
 @TRANSFORMS.register_module()
 class ReplaceUnreadable(BaseTransform):
-    """Let training go on when a picture, or its mask, cannot be read.
+    """Let training go on when an image, or its mask, cannot be read.
 
     Another sample, taken at random, stands in for it (MMEngine's data sets
     do that when a transform returns None). Each is logged by name, and all
@@ -126,8 +126,8 @@ class ReplaceUnreadable(BaseTransform):
 
     Args:
         transform: Config of the transform that reads, or of several.
-        max_rate: Part of the pictures that may be unreadable. Of the first
-            ``GRACE`` pictures as many may be as of ``GRACE``.
+        max_rate: Part of the images that may be unreadable. Of the first
+            ``GRACE`` images as many may be as of ``GRACE``.
 
     Raises:
         ImageReadError: If there are more.
@@ -150,7 +150,7 @@ class ReplaceUnreadable(BaseTransform):
 
     @property
     def counts(self) -> tuple[int, int]:
-        """How many pictures were read, and how many of them failed."""
+        """How many images were read, and how many of them failed."""
         return tuple(self._counts.sum(0).tolist())
 
     def transform(self, results: dict) -> dict | None:
@@ -162,7 +162,7 @@ class ReplaceUnreadable(BaseTransform):
         except ImageReadError as error:
             own[1] += 1
             read, failed = self.counts
-            so_far = f'{failed} of {read} pictures so far'
+            so_far = f'{failed} of {read} images so far'
             if failed > self.max_rate * max(read, self.GRACE):
                 raise ImageReadError(
                     f'{error}. {so_far} could not be read, more than '

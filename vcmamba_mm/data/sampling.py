@@ -24,7 +24,7 @@ class SampleIndex(int):
 
     Attributes:
         seed: Different for every sample of every epoch, and for each copy of
-            the same picture.
+            the same image.
     """
 
     def __new__(cls, index: int, seed: tuple[int, ...]) -> 'SampleIndex':
@@ -156,7 +156,7 @@ class SeedSample(BaseTransform):
 
     The seed is what ``SeededSampler`` gave the sample, so the result does not
     depend on the worker, on how many there are, or on where a run was resumed.
-    Where several are called for a sample (pictures that are mixed into it, or
+    Where several are called for a sample (images that are mixed into it, or
     stand in for it), the first one seeds, and the others let it go on. With
     other samplers nothing is seeded.
 

@@ -1,4 +1,4 @@
-"""A data set that needs no download, its report, and pictures of one's own."""
+"""A data set that needs no download, its report, and images of one's own."""
 
 import argparse
 import sys
@@ -32,7 +32,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         'image', help='paint the classes or the masks that a model predicts'
     )
     image.add_argument(
-        'paths', nargs='+', metavar='PATH', help='pictures and folders of them'
+        'paths', nargs='+', metavar='PATH', help='images and folders of them'
     )
     image.add_argument(
         '--model',
@@ -44,7 +44,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         '--checkpoint', required=True, help='ours or a released one'
     )
     image.add_argument(
-        '--out', required=True, help='folder for the painted pictures'
+        '--out', required=True, help='folder for the painted images'
     )
     add_weights_argument(image)
     image.add_argument('--device', help='the GPU if there is one')

@@ -108,7 +108,7 @@ class Source:
     def picture(
         self, indices: list[int], size: int, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Compose a picture; a digit that would hide another is left out.
+        """Compose an image; a digit that would hide another is left out.
 
         Args:
             indices: Of the digits, into ``digits`` and ``labels``.
@@ -116,7 +116,7 @@ class Source:
             rng: Source of randomness.
 
         Returns:
-            tuple: The picture, (size, size, 3), and its annotation, (size,
+            tuple: The image, (size, size, 3), and its annotation, (size,
             size), 0 for background and 1 + label for digits; both uint8.
         """
         picture = self.background(size, rng)
@@ -136,16 +136,16 @@ class Source:
 def generate(
     task: str, split: str, count: int, seed: int = 0
 ) -> Iterator[tuple]:
-    """Yield the pictures of one split of one task.
+    """Yield the images of one split of one task.
 
     Args:
         task: 'classification' or 'segmentation'.
         split: One of the task's in ``COUNTS``.
-        count: Number of pictures.
+        count: Number of images.
         seed: Of everything random.
 
     Yields:
-        tuple: Picture, annotation (see ``Source.picture``) and the label
+        tuple: Image, annotation (see ``Source.picture``) and the label
         of the first digit.
     """
     source = Source(split.startswith('val'), seed)
@@ -178,7 +178,7 @@ def write_dataset(
         root: Directory to be made. A data set of this kind with other
             parameters is replaced.
         seed: Same seed, same bytes.
-        counts: Number of pictures by task and split.
+        counts: Number of images by task and split.
 
     Returns:
         bool: False, and nothing done, if it is already there.

@@ -1,4 +1,4 @@
-"""Paint what a classifier or a segmenter sees in one's own pictures."""
+"""Paint what a classifier or a segmenter sees in one's own images."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -32,20 +32,20 @@ Painter = Callable[[np.ndarray, 'DataSample | SegDataSample', Path], str]
 def find_pictures(
     paths: Iterable[str | Path], out: str | Path
 ) -> list[tuple[Path, Path]]:
-    """List pictures, those in folders too, and where to paint each.
+    """List images, those in folders too, and where to paint each.
 
     Args:
         paths: Files and folders.
         out: Folder for what is painted. A file goes there by its name, what
             is below a folder by its path from there. If it lies in one of
-            the folders, what was painted before is not a picture.
+            the folders, what was painted before is not an image.
 
     Returns:
         list: Pairs of source and target. A path that does not exist, and a
-        folder without pictures, is one, for the reading to complain of.
+        folder without images, is one, for the reading to complain of.
 
     Raises:
-        FileExistsError: If two pictures would be painted to the same place,
+        FileExistsError: If two images would be painted to the same place,
             or one over a source.
     """
     pairs = {}
@@ -132,18 +132,18 @@ def paint_pictures(
     device: str | None = None,
     weights: str | None = None,
 ) -> tuple[dict[Path, str], dict[Path, str]]:
-    """Paint the class on pictures, or the masks over them.
+    """Paint the class on images, or the masks over them.
 
     Args:
-        paths: Pictures and folders of pictures, at any depth.
+        paths: Images and folders of images, at any depth.
         model: Name or config file of a classifier or a segmenter.
         checkpoint: Its weights.
-        out: Folder to be made; pictures keep their names there.
+        out: Folder to be made; images keep their names there.
         device: By default the GPU if there is one.
         weights: As in ``get_model``.
 
     Returns:
-        tuple: By picture, what was seen in it, the classes with the largest
+        tuple: By image, what was seen in it, the classes with the largest
         scores or areas; and what is wrong with those that cannot be read,
         which are passed over.
 

@@ -30,7 +30,7 @@ PAGE = """<!DOCTYPE html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>VCMamba quick start</title>
+<title>{family} quick start</title>
 <style>
 :root {{ color-scheme: light dark; --line: #8885; --fill: 59, 130, 246 }}
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem;
@@ -81,11 +81,11 @@ figure:has(img + img) img {{ width: 33.3%; border: 1px solid transparent;
 </style>
 </head>
 <body>
-<h1>VCMamba quick start</h1>
-<p>A small VCMamba classifier, trained from scratch on &ldquo;digits on
-photos&rdquo;, and Semantic FPN, fine-tuned from that classifier&rsquo;s
-checkpoint. Held-out pictures share neither a digit nor a part of a photograph
-with the training pictures.</p>
+<h1>{family} quick start</h1>
+<p>A small {family} classifier, trained from scratch on &ldquo;digits on
+photos&rdquo;, and a segmenter, fine-tuned from that classifier&rsquo;s
+checkpoint. Held-out images share neither a digit nor a part of a photograph
+with the training images.</p>
 <div class="cards">{cards}</div>
 <h2>What was run</h2>
 <div class="scroll">{facts}</div>
@@ -327,9 +327,9 @@ def _classification(run: Run, run_dir: Path) -> Result:
 {_curves(run, 'accuracy/top1', 'top-1', chance)}
 <h3>Confusion matrix</h3>
 <p>Rows: the true digit, columns: the predicted one. Number of held-out
-pictures.</p>
+images.</p>
 <div class="scroll confusion">{_table(rows, ['', *range(num_classes)])}</div>
-<h3>Predictions on held-out pictures</h3>
+<h3>Predictions on held-out images</h3>
 <p>Right ones, the first two of every digit, with the confidence:</p>
 {_figures(map(figure, hits))}
 <p>{len(mistakes)} of {len(truth)} are wrong; the most confident mistakes:</p>
@@ -375,7 +375,7 @@ def _segmentation(run: Run, run_dir: Path) -> Result:
     def figure(i: int) -> tuple[str, str, str]:
         agreement = 100 * (truths[i] == predictions[i]).mean()
         images = (
-            _image(pictures[i], 'picture')
+            _image(pictures[i], 'image')
             + _image(painted(pictures[i], truths[i]), 'truth')
             + _image(painted(pictures[i], predictions[i]), 'prediction')
         )
@@ -397,8 +397,8 @@ def _segmentation(run: Run, run_dir: Path) -> Result:
 {_curves(run, 'mIoU', 'mIoU', chance)}
 <h3>Intersection over union by class</h3>
 <div class="bars">{_table(bars)}</div>
-<h3>Predictions on held-out pictures</h3>
-<p>Picture, truth, prediction; the share of pixels that agree. The first
+<h3>Predictions on held-out images</h3>
+<p>Image, truth, prediction; the share of pixels that agree. The first
 {min(NUM_SCENES, len(files))}:</p>
 {_figures(map(figure, range(len(files))[:NUM_SCENES]))}
 <p>The {min(NUM_SCENES, len(files))} in which most pixels are wrong:</p>
@@ -421,8 +421,8 @@ def _facts(run: Run, result: Result) -> dict[str, object]:
         'Backbone': f'{model.backbone.type}: {arch}',
         'Neck, head': f'{model.neck.type}, {head.type}',
         'Parameters': f'{run.num_parameters:,}',
-        'Training pictures': len(list(pictures)),
-        'Held-out pictures': result.num_pictures,
+        'Training images': len(list(pictures)),
+        'Held-out images': result.num_pictures,
         'Batch size': loader.batch_size,
         'Iterations': run.train[-1]['step'],
         'Training time': f'{minutes} min {seconds:02} s',
@@ -467,12 +467,13 @@ def write_report(
 
     cards = ''.join(
         f'<div><small>{title}: {metric} on {result.num_pictures} held-out '
-        f'pictures</small><strong>{result.score:.1f} %</strong>'
+        f'images</small><strong>{result.score:.1f} %</strong>'
         f'<small>chance level ({guess}): {result.chance:.1f} %</small></div>'
         for title, metric, guess, _, result in tasks
     )
     columns = [_facts(run, result) for *_, run, result in tasks]
     page = PAGE.format(
+        family=tasks[0][3].cfg.model.backbone.type,
         cards=cards,
         facts=_table(
             [

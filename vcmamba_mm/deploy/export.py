@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
-from ..models.vcmamba.mixer import MultiDirectionalMamba
+from ..models.layers import ScanMixer
 from ..ops.export_scan import export_scan, import_scan_op
 from ..ops.scan_operator import unpack
+from .free_sizes import free_heads, free_windows
 from .fuse import check_eval_mode, fold_norms
 
 # Largest difference to PyTorch in float32, relative to the largest logit, of
@@ -109,7 +110,7 @@ class Logits(nn.Module):
         """
         if self.with_preprocessing:
             images = self._preprocess(images)
-        dtype = self.model.backbone.stem[0].weight.dtype
+        dtype = next(self.model.backbone.stem.parameters()).dtype
         logits = self.model(images.to(dtype), mode='tensor').float()
         if not self.is_segmenter:
             return logits
@@ -137,42 +138,11 @@ class Logits(nn.Module):
         return torch.randn(shape)
 
 
-class _Upsample(nn.Module):
-    """mmseg's, whose sizes go through floats and so cannot be symbolic."""
-
-    def __init__(self, upsample: nn.Module):
-        super().__init__()
-        self.factor = int(upsample.scale_factor)
-        self.mode = upsample.mode
-        self.align_corners = upsample.align_corners
-
-    def forward(self, x: Tensor) -> Tensor:
-        size = [self.factor * length for length in x.shape[2:]]
-        return F.interpolate(
-            x, size, mode=self.mode, align_corners=self.align_corners
-        )
-
-
-def _free_sizes(logits: Logits) -> Logits:
-    """A copy whose code does not ask for the sizes of maps."""
-    logits = copy.deepcopy(logits)
-    if logits.is_segmenter:
-        from mmseg.models.utils import Upsample
-
-        for parent in list(logits.modules()):
-            for name, child in parent.named_children():
-                if isinstance(child, Upsample) and not child.size:
-                    setattr(parent, name, _Upsample(child))
-    return logits
-
-
 def _convert(model: nn.Module, dtype: torch.dtype) -> None:
     """Give weights the type, but those of the scan and of preprocessing."""
     preprocessing = set(model.data_preprocessor.modules())
     for module in model.modules():
-        if module in preprocessing or isinstance(
-            module, MultiDirectionalMamba
-        ):
+        if module in preprocessing or isinstance(module, ScanMixer):
             continue
         for tensor in (
             *module.parameters(recurse=False),
@@ -219,9 +189,12 @@ def _trace(
         decompositions[layer_norm] = _decomposed_layer_norm
     batch, dynamic_shapes = 1, None
     if dynamic:
-        logits = _free_sizes(logits)
+        logits = copy.deepcopy(logits)
+        free_windows(logits)
+        if logits.is_segmenter:
+            free_heads(logits)
         # A batch of one, and a map of one row or column, would be taken for
-        # one that stays so.
+        # one that stays so. What ONNX computes fits these, too.
         batch, smallest = 2, logits.model.backbone.total_stride + 1
         shape = [max(side, smallest) for side in shape]
         dynamic_shapes = {
@@ -279,7 +252,7 @@ def _write_onnx(
             f'PyTorch {torch.__version__} can write no opset {opset}: nothing '
             'was kept, choose an older one'
         )
-    if smallest:
+    if smallest and smallest > 1:
         onnx_graph.refuse_smaller(model, smallest)
     onnx_graph.remove_traces(model)
     # Constants that its optimizer has folded; onnxruntime warns of them.
@@ -382,9 +355,10 @@ def export(
         format: 'onnx' (needs the extra ``export``) or 'torch-export' (for
             ``torch.export.load``).
         shape: Height and width in pixels.
-        dynamic: Take any batch size, height and width, from the backbone's
-            total stride on ('torch-export': one pixel more), and fail at
-            smaller ones; otherwise one image of ``shape``.
+        dynamic: Take any batch size, height and width, from the smallest that
+            the backbone takes ('torch-export': from its total stride and one
+            pixel), and fail at smaller ones; otherwise one image of
+            ``shape``.
         with_preprocessing: Take uint8 images, see ``Logits``.
         fuse: Fold norms, see ``fold_norms``.
         opset: Version of ONNX's operators, from 16 on; None leaves the choice
@@ -424,7 +398,9 @@ def export(
         raise ValueError(f'folder {path.parent} does not exist')
     logits = Logits(model, with_preprocessing)
     check_eval_mode(logits)
-    smallest = model.backbone.total_stride + (format == 'torch-export')
+    smallest = model.backbone.smallest
+    if format == 'torch-export':
+        smallest = model.backbone.total_stride + 1  # see _trace
     if dynamic and min(shape) < smallest:
         raise ValueError(
             f'a dynamic model takes images from {smallest} x {smallest} '
@@ -442,7 +418,7 @@ def export(
 
     exported = Logits(copy.deepcopy(model), with_preprocessing)
     for module in exported.modules():
-        if isinstance(module, MultiDirectionalMamba):
+        if isinstance(module, ScanMixer):
             module.backend = 'torch'  # the operator that is decomposed
     if fuse:
         fold_norms(exported)

@@ -13,7 +13,8 @@ from mmcv.cnn.bricks.wrappers import Conv2d
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..models.layers import GELU, PointwiseConv2d
+from ..models.layers import GELU, PointwiseConv2d, SharedScanMixer
+from ..models.mambavision.blocks import ConvBlock
 from ..models.vcmamba.blocks import (
     ConvFFN,
     FFNBlock,
@@ -128,6 +129,9 @@ class _Folder:
 
     def fold(self, module: nn.Module) -> None:
         """Fold the norms, scales and biases that ``module`` applies."""
+        if isinstance(module, SharedScanMixer):
+            module.dt_proj.bias.mul_(module.dt_bias_scale)
+            module.dt_bias_scale = 1.0
         if isinstance(module, nn.Sequential):
             children = list(module.named_children())
             for (_, conv), (name, _) in pairwise(children):
@@ -143,11 +147,12 @@ class _Folder:
             self._absorb(module.fc1, _fold_output, module, 'norm1')
             self._absorb(module.dwconv, _fold_output, module, 'norm2')
             self._absorb(module.fc2, _fold_output, module, 'norm3')
+        elif isinstance(module, ConvBlock):
+            self._absorb(module.conv1, _fold_output, module, 'norm1')
+            self._absorb(module.conv2, _fold_output, module, 'norm2')
         elif isinstance(module, MultiDirectionalMamba):
             self._absorb(module.in_proj, _fold_output, module, 'in_norm')
             self._absorb(module.out_proj, _fold_output, module, 'out_norm')
-            module.dt_proj.bias.mul_(module.dt_bias_scale)
-            module.dt_bias_scale = 1.0
         elif isinstance(module, FFNBlock):
             ffn, gamma = module.ffn, module.gamma
             linear = isinstance(ffn.norm3, nn.Identity)
@@ -181,8 +186,9 @@ def fold_norms(model: nn.Module) -> nn.Module:
     Into the convolution before it or, of the MDM blocks' pre-norms, into the
     1x1 convolution after it; layer scale into the ffn's last convolution;
     ``dt_bias_scale`` into the bias of delta. Computed in float64. Other norms
-    (LayerNorm, GroupNorm, batch norms without running statistics), and
-    modules or weights used in several places, stay.
+    (LayerNorm, GroupNorm, batch norms without running statistics, the one
+    before the pooling of a classifier), and modules or weights used in several
+    places, stay: of VMamba, which has LayerNorms alone, everything.
 
     Norms and layer scales folded are gone from the state dict, so that it
     fits no config, and a checkpoint not the model: load first, then fold.

@@ -1,16 +1,36 @@
 """What every backbone has."""
 
+from typing import NamedTuple
+
 import torch
 from mmengine.model import BaseModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..checkpoints import init_from_pretrained
-from .layers import Blocks, resize_pos_embed
+from .layers import Blocks, LayerNorm2d, fast_format, resize_pos_embed
+
+torch.fx.wrap('fast_format')  # it looks at a dtype
 
 
 class InputSizeError(ValueError):
     """An input that is too small, or has other channels."""
+
+
+class MacRule(NamedTuple):
+    """What the authors of a family count beside what is convolved or linear.
+
+    Attributes:
+        scan: For each path, token and channel of a scan: a number for each of
+            its states, and one besides.
+        layer_norm: For each element that goes through a LayerNorm.
+        products: Whether products of batches of matrices count: those of
+            attention, and the linear maps that each path has for itself.
+    """
+
+    scan: tuple[int, int] = (0, 0)
+    layer_norm: int = 0
+    products: bool = True
 
 
 @torch.fx.wrap
@@ -21,7 +41,7 @@ def _check_input(x: Tensor, in_channels: int, smallest: int) -> Tensor:
         raise InputSizeError(
             f'input of {x.shape[1]} channels, the backbone is made for '
             f'{in_channels}: set its in_channels, or color_type in '
-            "what loads pictures ('color' has 3, 'grayscale' 1, "
+            "what loads images ('color' has 3, 'grayscale' 1, "
             "'unchanged' what the file has)"
         )
     if any(size < smallest for size in x.shape[2:]):
@@ -33,12 +53,33 @@ def _check_input(x: Tensor, in_channels: int, smallest: int) -> Tensor:
     return x
 
 
+def find_out_indices(
+    out_indices: int | tuple[int, ...], count: int, of: str = 'stages'
+) -> tuple[int, ...]:
+    """Count indices from 0.
+
+    Raises:
+        ValueError: If there is none, or one that is not of the ``count`` of
+            what ``of`` names.
+    """
+    if isinstance(out_indices, int):
+        out_indices = (out_indices,)
+    for index in out_indices or ('none',):
+        if index not in range(-count, count):
+            raise ValueError(
+                f'out_indices must be from {-count} to {count - 1} for '
+                f'{count} {of}, got {index}'
+            )
+    return tuple(index % count for index in out_indices)
+
+
 class BaseBackbone(BaseModule):
     """Base of all backbones: all that is not layers and ``forward``.
 
-    A subclass has ``arch_settings``, and ``forward``, which calls the stem
-    and the stages. Its constructor calls this one, makes ``stem``, ``stages``
-    (of ``layers.Stage``) and, where there is one, ``pos_embed`` with
+    A subclass has ``arch_settings``, and ``forward``, which calls
+    ``check_input``, the stem, and ``run_stages``. Its constructor calls this
+    one, sets ``total_stride``, makes ``stem``, ``stages`` (of
+    ``layers.Stage``) and, where there is one, ``pos_embed`` with
     ``pos_embed_place``, and ends with ``finish``.
 
     Every module is called by what holds it, and nothing reads a parameter
@@ -46,11 +87,14 @@ class BaseBackbone(BaseModule):
     pruning, quantization and tracing find what they look for.
 
     Args:
-        num_stages: How many stages there will be.
+        embed_dims: Channels of each stage.
         in_channels: Channels of the input.
         out_indices: Indices of the stages to output, from 0; negative ones
             count from the end. Stages after the last of them do not run and
             get no gradient.
+        out_norms: Whether each output has a LayerNorm over its channels.
+            Where weights without them are loaded, such as a classifier's,
+            they are new.
         frozen_stages: Stem and stages up to and including this index get no
             gradient and stay in eval mode. -1 freezes nothing.
         norm_eval: Keep all batch norms in eval mode.
@@ -70,15 +114,20 @@ class BaseBackbone(BaseModule):
     """
 
     arch_settings: dict[str, dict]
+    stage_name = 'stage'  # in messages, tables and figures
     smallest = 1  # height and width of an input, in pixels
+    total_stride: int  # pixels from token to token, of the coarsest map
+    mac_rule: MacRule | None = None  # None: the authors say none
+    out_norm_eps = 1e-5
     # The stage, and its block, that the position embedding is added before.
     pos_embed_place: tuple[int, int] | None = None
 
     def __init__(
         self,
-        num_stages: int,
+        embed_dims: tuple[int, ...],
         in_channels: int = 3,
         out_indices: int | tuple[int, ...] = (-1,),
+        out_norms: bool = False,
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
@@ -86,21 +135,23 @@ class BaseBackbone(BaseModule):
         init_cfg: dict | list[dict] | None = None,
     ):
         super().__init__(init_cfg)
-        if isinstance(out_indices, int):
-            out_indices = (out_indices,)
-        for index in out_indices:
-            if not -num_stages <= index < num_stages:
-                raise ValueError(
-                    f'out_indices must be from {-num_stages} to '
-                    f'{num_stages - 1} for {num_stages} stages, got {index}'
-                )
+        num_stages = len(embed_dims)
         if not -1 <= frozen_stages < num_stages:
             raise ValueError(
                 f'frozen_stages must be from -1 to '
                 f'{num_stages - 1}, got {frozen_stages}'
             )
         self.in_channels = in_channels
-        self.out_indices = tuple(index % num_stages for index in out_indices)
+        self.embed_dims = embed_dims
+        self.out_indices = find_out_indices(
+            out_indices, num_stages, f'{self.stage_name}s'
+        )
+        self.out_norms = nn.ModuleDict()
+        if out_norms:
+            for i in sorted(set(self.out_indices)):
+                self.out_norms[str(i)] = LayerNorm2d(
+                    embed_dims[i], eps=self.out_norm_eps
+                )
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.with_cp = with_cp
@@ -108,12 +159,12 @@ class BaseBackbone(BaseModule):
         self.register_parameter('pos_embed', None)  # (1, C, height, width)
 
     @classmethod
-    def parse_arch(cls, arch: str | dict) -> dict:
-        """Look up an architecture by its name, or look through one.
+    def find_arch(cls, arch: str | dict) -> dict:
+        """Look up an architecture by its name, or look at the keys of one.
 
         Raises:
             ValueError: If there is no such name, or keys are missing or left
-                over, or ``embed_dims`` and ``depths`` differ in length.
+                over.
         """
         *keys, last = next(iter(cls.arch_settings.values()))
         keys = f'{", ".join(map(repr, keys))} and {last!r}'
@@ -128,6 +179,16 @@ class BaseBackbone(BaseModule):
             raise ValueError(
                 f'a custom arch needs the keys {keys}, got {sorted(arch)}'
             )
+        return arch
+
+    @classmethod
+    def parse_arch(cls, arch: str | dict) -> dict:
+        """``find_arch``, where ``embed_dims`` and ``depths`` are by stage.
+
+        Raises:
+            ValueError: As ``find_arch``, or if they differ in length.
+        """
+        arch = cls.find_arch(arch)
         dims, depths = tuple(arch['embed_dims']), tuple(arch['depths'])
         if len(dims) != len(depths) or not dims:
             raise ValueError(
@@ -135,6 +196,24 @@ class BaseBackbone(BaseModule):
                 f'number of stages, got {dims} and {depths}'
             )
         return dict(arch, embed_dims=dims, depths=depths)
+
+    def make_pos_embed(
+        self, img_size: int | tuple[int, int], place: tuple[int, int]
+    ) -> None:
+        """Make a position embedding for the maps of the last stage.
+
+        Args:
+            img_size: Size of the images, an int or (height, width) in pixels.
+            place: ``pos_embed_place``.
+        """
+        if isinstance(img_size, int):
+            img_size = (img_size, img_size)
+        grid = [-(-size // self.total_stride) for size in img_size]
+        self.pos_embed = nn.Parameter(
+            torch.empty(1, self.embed_dims[-1], *grid)
+        )
+        self.pos_embed_place = place
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
     def finish(self) -> None:
         """Set what depends on the modules; the constructor's last step."""
@@ -213,6 +292,33 @@ class BaseBackbone(BaseModule):
                 another number of channels.
         """
         return _check_input(x, self.in_channels, self.smallest)
+
+    def out_norm(self, index: int) -> nn.Module | None:
+        """The norm of a stage's output, if it has one."""
+        return dict(self.out_norms.items()).get(str(index))
+
+    def run_stages(self, x: Tensor, *args) -> tuple[Tensor, ...]:
+        """Call the stages up to the last one that is put out.
+
+        Args:
+            x: What the stem gives.
+            *args: Further arguments of each stage.
+
+        Returns:
+            tuple: The maps of ``out_indices``.
+        """
+        maps = {}
+        for i, stage in enumerate(self.stages[: max(self.out_indices) + 1]):
+            x = maps[i] = stage(fast_format(x), *args)
+            if i not in self.out_indices:
+                continue
+            norm = self.out_norm(i)
+            # What follows may read its memory, as mmcv's RoIAlign does.
+            if norm is None:
+                x = maps[i] = x.contiguous()
+            else:
+                maps[i] = norm(x).contiguous()
+        return tuple(maps[i] for i in self.out_indices)
 
     def _freeze_stages(self) -> None:
         if self.frozen_stages < 0:

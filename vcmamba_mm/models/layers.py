@@ -1,5 +1,6 @@
-"""What the families share: convolutions, stochastic depth, stages."""
+"""What the families share: layers, stochastic depth, stages."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import islice
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
+
+from ..ops.backends import BACKENDS
 
 torch.fx.wrap('drop_path')  # it looks at the number of dimensions
 
@@ -82,6 +85,137 @@ class GELU(nn.GELU):
         return _gelu(x, self.approximate)
 
 
+class LayerNorm2d(nn.LayerNorm):
+    """LayerNorm over the channels of each position of a map (B, C, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class MLP(nn.Module):
+    """Two linear maps of tokens, (..., channels), with a GELU between them.
+
+    Args:
+        channels: In and out.
+        hidden_channels: Between the two.
+    """
+
+    def __init__(self, channels: int, hidden_channels: int):
+        super().__init__()
+        self.fc1 = nn.Linear(channels, hidden_channels)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden_channels, channels)
+        for linear in (self.fc1, self.fc2):
+            nn.init.trunc_normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+@torch.fx.wrap  # it looks at a dtype
+def decay_rates(A_log: Tensor) -> Tensor:
+    """A = -exp(A_log), at least in float32."""
+    return -A_log.to(torch.promote_types(A_log.dtype, torch.float32)).exp()
+
+
+@torch.no_grad()
+def init_delta_bias(bias: Tensor) -> None:
+    """So that softplus of it is log-uniform from 0.001 to 0.1 (Mamba, 3.6)."""
+    delta = torch.empty_like(bias)
+    delta.uniform_(math.log(0.001), math.log(0.1)).exp_()
+    bias.copy_(delta.expm1().log())
+
+
+class ScanMixer(nn.Module):
+    """A token mixer around ``ops.path_scan``.
+
+    Args:
+        conv_size: Kernel of the convolution before the scan.
+        backend: Scan backend, see ``vcmamba_mm.ops.available_backends``.
+
+    Raises:
+        ValueError: If there is no such backend, or ``conv_size`` is even.
+    """
+
+    def __init__(self, conv_size: int, backend: str):
+        super().__init__()
+        if conv_size % 2 == 0:
+            raise ValueError(
+                'mixer_cfg: conv_size must be odd to keep the number of '
+                f'tokens, got {conv_size}'
+            )
+        if backend not in ('auto', *BACKENDS):
+            raise ValueError(
+                f'mixer_cfg: unknown scan backend {backend!r}: '
+                f"choose 'auto' or one of {BACKENDS}"
+            )
+        self.backend = backend
+
+    def scan_inputs(self, x: Tensor) -> dict:
+        """The arguments of ``path_scan`` for what ``forward`` is given."""
+        raise NotImplementedError
+
+
+class SharedScanMixer(ScanMixer):
+    """A mixer whose paths share one set of delta, A, B, C and D.
+
+    They are made as Mamba makes them (arXiv 2312.00752).
+
+    Args:
+        conv_size: As of ``ScanMixer``.
+        backend: As of ``ScanMixer``.
+        dt_bias_scale: How often the bias of delta is added.
+
+    Raises:
+        ValueError: As ``ScanMixer``, or if ``dt_bias_scale`` is 0.
+    """
+
+    def __init__(self, conv_size: int, backend: str, dt_bias_scale: float):
+        super().__init__(conv_size, backend)
+        if dt_bias_scale == 0:
+            raise ValueError('mixer_cfg: dt_bias_scale must not be 0')
+        self.dt_bias_scale = dt_bias_scale
+
+    def make_scan_layers(
+        self, embed_dims: int, inner_dims: int, d_state: int
+    ) -> None:
+        """Make what ``scan_parameters`` calls.
+
+        Args:
+            embed_dims: Channels of the mixer, C; the rank of delta is C / 16,
+                rounded up.
+            inner_dims: Channels that are scanned, E.
+            d_state: States per channel, N.
+        """
+        dt_rank = math.ceil(embed_dims / 16)
+        self.split_sizes = (dt_rank, d_state, d_state)
+        self.x_proj = nn.Linear(inner_dims, sum(self.split_sizes), bias=False)
+        self.dt_proj = nn.Linear(dt_rank, inner_dims)
+        self.A_log = nn.Parameter(
+            torch.arange(1.0, d_state + 1).log().repeat(inner_dims, 1)
+        )
+        self.D = nn.Parameter(torch.ones(inner_dims))
+
+    def scan_parameters(self, x: Tensor) -> dict:
+        """Arguments of ``path_scan`` for tokens (batch, L, E).
+
+        ``delta`` is the one before softplus.
+        """
+        params = self.x_proj(x)[:, :, None]
+        delta, B, C = params.split(self.split_sizes, dim=-1)
+        # W delta + s b, without a look into the layer; exact for s = 2
+        s = self.dt_bias_scale
+        return dict(
+            x=x,
+            delta=s * self.dt_proj(delta / s),
+            A=decay_rates(self.A_log)[None],
+            B=B,
+            C=C,
+            D=self.D[None],
+        )
+
+
 class DropPath(MMCVDropPath):
     """mmcv's stochastic depth, which torch.fx can trace here."""
 
@@ -122,6 +256,19 @@ def _kept_batch_stats(block: nn.Module) -> Iterator[None]:
             m.num_batches_tracked.copy_(num_batches_tracked)
 
 
+def run_block(with_cp: bool, block: nn.Module, *args) -> Tensor:
+    """Call a block, and with ``with_cp`` again in the backward pass."""
+    trains = torch.is_grad_enabled() and not torch.jit.is_tracing()
+    if not (with_cp and trains):
+        return block(*args)
+    return checkpoint(
+        block,
+        *args,
+        use_reentrant=False,
+        context_fn=lambda: (nullcontext(), _kept_batch_stats(block)),
+    )
+
+
 class Blocks(nn.Sequential):
     """Blocks in a row.
 
@@ -136,17 +283,13 @@ class Blocks(nn.Sequential):
             x = self.run(block, x)
         return x
 
+    def to_map(self, x: Tensor, like: Tensor) -> Tensor:
+        """What a block returned, as a map; ``like`` is what came in here."""
+        return x
+
     def run(self, block: nn.Module, x: Tensor) -> Tensor:
         """Run one of the blocks, as ``with_cp`` says."""
-        trains = torch.is_grad_enabled() and not torch.jit.is_tracing()
-        if not (self.with_cp and trains):
-            return block(x)
-        return checkpoint(
-            block,
-            x,
-            use_reentrant=False,
-            context_fn=lambda: (nullcontext(), _kept_batch_stats(block)),
-        )
+        return run_block(self.with_cp, block, x)
 
 
 class Stage(nn.Module):

@@ -34,7 +34,7 @@ _DIFFERENTIABLE = dict(
 )
 
 
-def _transforms() -> bool:
+def transforms_are_active() -> bool:
     """Whether derivatives are taken that a registered operator has not.
 
     Forward mode, and what torch.func does.
@@ -65,7 +65,7 @@ def _run(
         backend = auto_backend(
             x.device, mamba_ssm=x.dtype != torch.float64 and len(x) > 0
         )
-    if _transforms():
+    if transforms_are_active():
         backend = 'reference'
     if backend in _DIFFERENTIABLE:
         if traces:

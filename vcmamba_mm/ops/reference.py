@@ -5,10 +5,9 @@ every state for autograd, and runs on any device and floating dtype.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .scan_inputs import Options, Tensors
+from .scan_inputs import Options, Tensors, step_sizes
 
 
 def reference_readouts(tensors: Tensors, options: Options) -> Tensor:
@@ -26,11 +25,8 @@ def reference_readouts(tensors: Tensors, options: Options) -> Tensor:
         Tensor: What each path reads out at each token in raster order, shape
         (paths, batch, tokens, channels).
     """
-    x, delta, A, B, C, D, theta, bias = tensors
-    if bias is not None:
-        delta = delta + bias
-    if options.delta_softplus:
-        delta = F.softplus(delta)
+    x, _, A, B, C, D, theta, _ = tensors
+    delta = step_sizes(tensors, options)
     y = []
     for p, path in enumerate(zip(*options.tables(x.device))):
         p = p if delta.shape[2] > 1 else 0

@@ -1,8 +1,10 @@
 """What a scan is given: tensors and options, and what they may be."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .scan_paths import NUM_DIRECTIONS, PATHS, ScanPaths, scan_paths
@@ -58,6 +60,25 @@ class Options(NamedTuple):
         return scan_paths(
             self.height, self.width, device, self.paths, self.snake
         )
+
+
+def from_arguments(arguments: dict) -> tuple[Tensors, Options]:
+    """What ``path_scan`` makes of its arguments, less the backend."""
+    tensors = {k: v for k, v in arguments.items() if k in Tensors._fields}
+    options = {k: v for k, v in arguments.items() if k not in tensors}
+    return Tensors(**tensors), Options(**options)
+
+
+def step_sizes(
+    tensors: Tensors,
+    options: Options,
+    softplus: Callable[[Tensor], Tensor] = F.softplus,
+) -> Tensor:
+    """Delta with what the options make of it, shape of ``tensors.delta``."""
+    delta = tensors.delta
+    if tensors.delta_bias is not None:
+        delta = delta + tensors.delta_bias
+    return softplus(delta) if options.delta_softplus else delta
 
 
 def share(tensors: Tensors) -> Tensors:

@@ -22,7 +22,7 @@ def unpack(x_map: Tensor, *others) -> tuple[Tensors, Options]:
     """What the registered operator is given, as it is meant.
 
     It takes x as a map, (batch, height, width, channels): of numbers beside
-    it torch.jit.trace would keep those of the picture that was traced.
+    it torch.jit.trace would keep those of the image that was traced.
     """
     *tensors, paths, snake, param_order, delta_softplus = others
     options = Options(
@@ -220,14 +220,18 @@ def scan_macs(
     channels: int,
     num_states: int,
     num_paths: int = NUM_PATHS,
+    rule: tuple[int, int] = (4, 2),
 ) -> int:
     """Multiply-accumulates of one scan.
 
     Per path, token and channel: 4 for each state (delta A; its product with
     the state; B x; C h) and 2 besides (delta x; D x). Exponentials are not
-    counted, sharing of delta A between the paths is not assumed.
+    counted, sharing of delta A between the paths is not assumed. ``rule``
+    takes other numbers in place of these.
     """
-    return num_paths * batch * num_tokens * channels * (4 * num_states + 2)
+    per_state, besides = rule
+    per_channel = per_state * num_states + besides
+    return num_paths * batch * num_tokens * channels * per_channel
 
 
 def _flop_formula(operator: object) -> Callable:
@@ -242,22 +246,26 @@ def _flop_formula(operator: object) -> Callable:
     return register
 
 
-def _macs_of_shapes(x_shape, delta_shape, A_shape, *args) -> int:
+def macs_of_shapes(
+    x_shape, delta_shape, A_shape, *args, rule: tuple[int, int] = (4, 2)
+) -> int:
+    """``scan_macs`` of what the operator is given, of tensors the shapes."""
     batch, height, width, channels = x_shape
     paths = next(arg for arg in args if isinstance(arg, str))
+    num_paths = len(paths.split())
     return scan_macs(
-        batch, height * width, channels, A_shape[2], len(paths.split())
+        batch, height * width, channels, A_shape[2], num_paths, rule
     )
 
 
 @_flop_formula(torch.ops.vcmamba_mm.scan)
 def _(*args, **kwargs):
-    return 2 * _macs_of_shapes(*args)
+    return 2 * macs_of_shapes(*args)
 
 
 @_flop_formula(torch.ops.vcmamba_mm.scan_backward)
 def _(grad_shape, saved_shape, *args, **kwargs):
-    return 4 * _macs_of_shapes(*args)
+    return 4 * macs_of_shapes(*args)
 
 
 def call(

@@ -249,8 +249,8 @@ def _find_verdict(device: torch.device, gpu: str, fresh: bool) -> Verdict:
         return Verdict(True, 'agreed before')
     logger = logging.getLogger(__name__)
     logger.warning(
-        'The Triton kernels are compiled and checked on %s, once: some '
-        'seconds',
+        'The Triton kernels are compiled and checked on %s, once: about half '
+        'a minute',
         gpu,
     )
     verdict = check(_run_triton, device)

@@ -1,4 +1,4 @@
-"""mmseg's inferencer, for pictures as they are tested."""
+"""mmseg's inferencer, for images as they are tested."""
 
 from collections.abc import Callable
 
@@ -11,12 +11,12 @@ from ..data.pictures import build_reading, build_test_pipeline, viewable
 
 
 class SegmentationInferencer(MMSegInferencer):
-    """mmseg's, which reads pictures as the config's test does.
+    """mmseg's, which reads images as the config's test does.
 
     Arrays are taken as they are. Paintings are numbered, as masks are.
 
     Raises:
-        ImageReadError: If a picture is missing or cannot be decoded.
+        ImageReadError: If an image is missing or cannot be decoded.
     """
 
     def _init_pipeline(self, cfg: Config) -> Callable:

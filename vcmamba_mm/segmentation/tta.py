@@ -1,4 +1,4 @@
-"""Segmentations of a picture, enlarged and flipped, become one."""
+"""Segmentations of an image, enlarged and flipped, become one."""
 
 import torch
 from mmengine.model import BaseTTAModel
@@ -18,7 +18,7 @@ class AverageSegScoreTTA(BaseTTAModel):
     def merge_preds(
         self, data_samples_list: list[tuple[BaseDataElement, ...]]
     ) -> list[BaseDataElement]:
-        """Give the first sample of each picture what all say together."""
+        """Give the first sample of each image what all say together."""
         merged = []
         for samples in data_samples_list:
             # (classes, H, W), or probabilities (1, H, W)

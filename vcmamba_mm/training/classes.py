@@ -94,7 +94,7 @@ def check_classes(runner: Runner) -> None:
 
     Raises:
         SettingError: If the head, the weights of its loss or what mixes
-            pictures have another number of them, or the validation data
+            images have another number of them, or the validation data
             number them otherwise.
     """
     model = unwrapped(runner.model)
@@ -110,7 +110,7 @@ def check_classes(runner: Runner) -> None:
     preprocessor = getattr(model, 'data_preprocessor', None)
     if getattr(preprocessor, 'batch_augments', None):
         number = getattr(preprocessor, 'num_classes', None)
-        numbers.append(('what mixes pictures', number, 'data_preprocessor'))
+        numbers.append(('what mixes images', number, 'data_preprocessor'))
     for name, number, key in numbers:
         if classes and number and number != len(classes):
             raise SettingError(

@@ -111,7 +111,7 @@ def replace_type(cfg: ConfigDict | list, old: str, new: str) -> int:
 
 
 def name_unreadable(cfg: Config, *loops: str) -> None:
-    """Have pictures and masks that cannot be read, do not fit, or are left
+    """Have images and masks that cannot be read, do not fit, or are left
     out, named, in place.
     """
     scope = cfg.get('default_scope')
@@ -138,18 +138,47 @@ def name_unreadable(cfg: Config, *loops: str) -> None:
         )
 
 
+_AMP = r'(mm[\w.]+\.)?AmpOptimWrapper'
+
+
+def set_precision(cfg: Config, dtype: str) -> None:
+    """Let training compute in 'float16', 'bfloat16', or 'float32'.
+
+    The first two by automatic mixed precision.
+    """
+    wrapper = cfg.optim_wrapper
+    if dtype == 'float32':
+        wrapper.type = 'OptimWrapper'
+        for key in ('dtype', 'loss_scale', 'use_fsdp'):
+            wrapper.pop(key, None)
+    else:
+        wrapper.type = 'AmpOptimWrapper'
+        wrapper.dtype = dtype
+        # bfloat16 has the range of float32: nothing to scale.
+        scale = dict(enabled=False) if dtype == 'bfloat16' else 'dynamic'
+        wrapper.setdefault('loss_scale', scale)
+
+
 def adapt_to_cpu(cfg: Config) -> None:
     """Let a config written for GPUs run without one.
 
-    SyncBN, which refuses CPU tensors, becomes BN; mixed precision gets an
-    optimizer wrapper that does not refuse them; several processes talk over
+    SyncBN, which refuses CPU tensors, becomes BN; float16 that the config,
+    not the command line, asks for becomes float32; other mixed precision gets
+    an optimizer wrapper that does not refuse CPUs; several processes talk over
     gloo; nothing is pinned. What changes the result is said in one line.
     """
-    replace_type(
-        cfg.get('optim_wrapper'),
-        r'(mm[\w.]+\.)?AmpOptimWrapper',
-        CPUAmpOptimWrapper.__name__,
-    )
+    wrapper = cfg.get('optim_wrapper') or {}
+    if (
+        re.fullmatch(_AMP, type_name(wrapper))
+        and not cfg.get('precision')
+        and wrapper.get('dtype') in (None, 'float16')
+    ):
+        set_precision(cfg, 'float32')
+        print_log(
+            'No GPU: float16, which CPUs are slow with, becomes float32 '
+            '(--amp float16 or bfloat16 takes these)'
+        )
+    replace_type(wrapper, _AMP, CPUAmpOptimWrapper.__name__)
     synced = r'(mm[\w.]+\.)?SyncBN|(torch\.nn\.([\w.]+\.)?)?SyncBatchNorm'
     if replace_type(cfg.model, synced, 'BN'):
         print_log(

@@ -57,12 +57,12 @@ _REMEDIES = {
     'only one of size and size_divisor': 'of model.data_preprocessor',
     r'Target \d+ is out of bounds': 'this class is none of num_classes of a '
     'head, or of an auxiliary head',
-    'Found 0 files in subfolders': 'in each class there has to be a picture',
-    'stack expects each tensor to be equal size': 'the pictures of a batch '
+    'Found 0 files in subfolders': 'in each class there has to be an image',
+    'stack expects each tensor to be equal size': 'the images of a batch '
     'need one size. Let the pipeline of a classifier resize or crop them to '
     "it; a segmenter's model.data_preprocessor.size has to be its crop_size",
     'The image size in a batch should be the same': 'set batch_size=1 where '
-    'pictures are tested in sizes of their own',
+    'images are tested in sizes of their own',
 }
 
 

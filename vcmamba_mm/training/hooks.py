@@ -10,9 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mmengine.dist import broadcast, get_rank, is_main_process, master_only
+from mmengine.dist import (
+    all_reduce_params,
+    broadcast,
+    get_rank,
+    is_main_process,
+    master_only,
+)
 from mmengine.fileio import LocalBackend
-from mmengine.hooks import CheckpointHook, Hook
+from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch.nn.utils import clip_grad_norm_
@@ -191,6 +197,22 @@ class IterSeedHook(Hook):
         random.seed(words.tobytes())
         np.random.seed(words)
         torch.manual_seed(int(words[:2].view(np.uint64)[0]))
+
+
+@HOOKS.register_module()
+class AverageBuffersHook(Hook):
+    """Average running statistics over the processes after every epoch.
+
+    Those of the weights' averages, which an ``EMAHook`` keeps, too.
+    """
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        averages = (h for h in runner.hooks if isinstance(h, EMAHook))
+        models = [runner.model, *(hook.ema_model for hook in averages)]
+        all_reduce_params(
+            [b for m in models for b in m.buffers() if b.is_floating_point()],
+            op='mean',
+        )
 
 
 class NonFiniteError(ArithmeticError):

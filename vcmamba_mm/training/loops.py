@@ -64,7 +64,7 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
         lengths = (
             f'an epoch had {before} iterations when the checkpoint was '
             f'written and has {now} now (another number of processes or '
-            'pictures, or another batch size)'
+            'images, or another batch size)'
         )
         if self._iter % before:
             raise ResumeError(

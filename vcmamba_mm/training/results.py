@@ -1,4 +1,4 @@
-"""What was predicted of each picture of a test, as files."""
+"""What was predicted of each image of a test, as files."""
 
 import io
 import os
@@ -30,7 +30,7 @@ SHORT_EDGE = 360  # pixels at least, so that the text on it can be read
 
 
 def pictures_of(dataset: Dataset) -> dict[str, Dataset]:
-    """The paths of a data set's pictures, and of which part each is.
+    """The paths of a data set's images, and of which part each is.
 
     Args:
         dataset: MMEngine's, or one that wraps several.
@@ -51,7 +51,7 @@ def paint(
     path: Path,
     **kwargs,
 ) -> None:
-    """Paint over a picture what was predicted of it, into a file.
+    """Paint over an image what was predicted of it, into a file.
 
     Args:
         visualizer: Of mmpretrain, mmseg or mmdet.
@@ -96,14 +96,14 @@ def _steps(path: str) -> tuple[str, ...]:
 
 
 def result_names(pictures: dict[str, Dataset]) -> dict[str, str]:
-    """A file for each picture, no two of the same name.
+    """A file for each image, no two of the same name.
 
     Args:
         pictures: From ``pictures_of``.
 
     Returns:
-        dict: By path, the path from the folder of the pictures (the
-        ``data_prefix``; of several, or where pictures lie elsewhere, the one
+        dict: By path, the path from the folder of the images (the
+        ``data_prefix``; of several, or where images lie elsewhere, the one
         that holds all), with the ending .png. Where that would be the same
         for two, .png follows the other ending; of all, if need be.
     """
@@ -131,11 +131,11 @@ def result_names(pictures: dict[str, Dataset]) -> dict[str, str]:
 
 
 class _ResultsHook(Hook):
-    """Write a file for each picture, in every process.
+    """Write a file for each image, in every process.
 
     Args:
         out_dir: Folder for them, whose names are of ``result_names``;
-            pictures that have no path are numbered.
+            images that have no path are numbered.
     """
 
     def __init__(self, out_dir: str) -> None:
@@ -169,13 +169,13 @@ class _ResultsHook(Hook):
         inputs: Sequence[Tensor],
         i: int,
     ) -> None:
-        """Write the file of one picture.
+        """Write the file of one image.
 
         Args:
             path: Of the file.
             sample: What was predicted, and the truth.
             runner: Whose test this is.
-            inputs: The pictures of the batch, as the loader gave them.
+            inputs: The images of the batch, as the loader gave them.
             i: Which of them it is.
         """
         raise NotImplementedError
@@ -183,14 +183,14 @@ class _ResultsHook(Hook):
 
 @HOOKS.register_module()
 class SaveMasksHook(_ResultsHook):
-    """Save what a segmenter says of each picture of a test, as a mask.
+    """Save what a segmenter says of each image of a test, as a mask.
 
     As mmseg's ``IoUMetric(output_dir=...)`` the values are those of the
     files: with ``reduce_zero_label`` the classes begin with 1. More than 256
     values make it a file of 16 bits.
 
     Args:
-        out_dir: Folder for the masks. They have the paths of the pictures
+        out_dir: Folder for the masks. They have the paths of the images
             from the data set's ``data_prefix``, with the ending .png.
     """
 
@@ -207,13 +207,13 @@ class SaveMasksHook(_ResultsHook):
 
 @HOOKS.register_module()
 class PaintHook(_ResultsHook):
-    """Paint what was predicted, and the truth, over each picture of a test.
+    """Paint what was predicted, and the truth, over each image of a test.
 
-    The visualizer of mmpretrain, mmseg or mmdet paints; the pictures are read
+    The visualizer of mmpretrain, mmseg or mmdet paints; the images are read
     by the data set's pipeline.
 
     Args:
-        out_dir: Folder for the PNG files. They have the paths of the pictures
+        out_dir: Folder for the PNG files. They have the paths of the images
             from the data set's ``data_prefix``.
     """
 

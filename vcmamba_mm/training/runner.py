@@ -1,9 +1,7 @@
 """The runner: MMEngine's, for runs that are interrupted."""
 
 import ctypes
-import multiprocessing
 import os
-import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -41,8 +39,11 @@ from .config import (
     forget_workers,
     name_unreadable,
 )
-from .errors import SETUP_ERRORS, ProcessError, SettingError, message
+from .errors import SETUP_ERRORS, SettingError, message
 from .loops import check_start
+from .processes import deferred_signals, process_errors
+
+_RESUME = '. Training goes on with --resume'
 
 
 @contextmanager
@@ -52,48 +53,6 @@ def _setting(key: str) -> Iterator[None]:
         yield
     except SETUP_ERRORS as error:
         raise SettingError(f'{key}: {message(error)}') from error
-
-
-# What PyTorch's messages about other processes begin with or hold, and mean.
-_PROCESS_ERRORS = {
-    r'DataLoader timed out': '{error}: the storage is too slow or a data '
-    'worker hangs; train_dataloader.timeout is the limit',
-    r'DataLoader worker': '{error}: something killed a data worker, often for '
-    'want of memory; train_dataloader.num_workers is their number',
-    r'.*(gloo|NCCL)': '{error}: another process of the run ended first or '
-    'hangs; its own last line says why',
-}
-
-
-@contextmanager
-def _process_errors() -> Iterator[None]:
-    """Say what it means when PyTorch misses another process."""
-    try:
-        yield
-    except Exception as error:
-        # A dead worker is a signal, which may come while anything is done, so
-        # that the error is inside of another one.
-        cause = error
-        while cause is not None:
-            for pattern, meaning in _PROCESS_ERRORS.items():
-                if isinstance(cause, RuntimeError) and re.match(
-                    pattern, str(cause), re.DOTALL
-                ):
-                    _kill_data_workers()
-                    sentence = str(cause).split('. ')[0]
-                    raise ProcessError(
-                        meaning.format(error=sentence)
-                        + '. Training goes on with --resume'
-                    ) from error
-            cause = cause.__cause__ or cause.__context__
-        raise
-
-
-def _kill_data_workers() -> None:
-    """One that hangs would keep this process from ending."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's would raise
-    for worker in multiprocessing.active_children():
-        worker.kill()
 
 
 def _check_type(registry: Registry, cfg: dict | None) -> None:
@@ -227,8 +186,18 @@ class SafeRunner(Runner):
         Raises:
             ProcessError: If another process hangs or is gone.
         """
-        with _process_errors():
+        with process_errors(_RESUME):
             return super().train()
+
+    def val(self) -> dict:
+        """As MMEngine's; raises as ``train``."""
+        with process_errors():
+            return super().val()
+
+    def test(self) -> dict:
+        """As MMEngine's; raises as ``train``."""
+        with process_errors():
+            return super().test()
 
     def load_or_resume(self) -> None:
         """Load what was chosen when the runner was built."""
@@ -331,15 +300,25 @@ class SafeRunner(Runner):
         # mmpretrain's EMAHook can be told to validate the weights instead.
         if not all(getattr(h, 'evaluate_on_ema', True) for h in self.hooks):
             meta['weights'] = 'raw'
-        super().save_checkpoint(
-            out_dir,
-            filename,
-            file_client_args,
-            *args,
-            meta=meta,
-            backend_args=backend_args,
-            **kwargs,
-        )
+        with deferred_signals():
+            super().save_checkpoint(
+                out_dir,
+                filename,
+                file_client_args,
+                *args,
+                meta=meta,
+                backend_args=backend_args,
+                **kwargs,
+            )
+
+
+class ShardedRunner(FlexibleRunner):
+    """MMEngine's runner for strategies."""
+
+    def train(self) -> nn.Module:
+        """As MMEngine's; raises as ``SafeRunner.train``."""
+        with process_errors(_RESUME):
+            return super().train()
 
 
 def _end_with_launcher() -> None:
@@ -365,7 +344,7 @@ def _empty_data(key: str) -> Iterator[None]:
         if 'need at least one array to concatenate' not in str(error):
             raise
         raise SettingError(
-            f'{key} finds no pictures: look at its data_root and data_prefix, '
+            f'{key} finds no images: look at its data_root and data_prefix, '
             "and at how files end (of mmseg's data sets img_suffix tells that)"
         ) from error
 
@@ -391,12 +370,12 @@ def _check_loop(name: str, loop: BaseLoop) -> None:
         )
 
 
-def build_runner(cfg: Config, *loops: str) -> SafeRunner | FlexibleRunner:
+def build_runner(cfg: Config, *loops: str) -> SafeRunner | ShardedRunner:
     """Build the runner, and the loops named, so that what is wrong shows now.
 
     Args:
-        cfg: From ``load_config``. With a ``strategy`` MMEngine's
-            ``FlexibleRunner`` trains.
+        cfg: From ``load_config``. With a ``strategy`` a ``ShardedRunner``
+            trains.
         *loops: Which of 'train', 'val', 'test' will run.
     """
     check_data(cfg, *loops)
@@ -426,7 +405,7 @@ def build_runner(cfg: Config, *loops: str) -> SafeRunner | FlexibleRunner:
         _check_type(OPTIMIZERS, cfg.optim_wrapper.get('optimizer'))
     if get_device() == 'cpu':
         adapt_to_cpu(cfg)
-    runner = (FlexibleRunner if sharded else SafeRunner).from_cfg(cfg)
+    runner = (ShardedRunner if sharded else SafeRunner).from_cfg(cfg)
     for loop in loops:
         # Access builds the loop with its data set.
         if cfg.get(f'{loop}_dataloader'):

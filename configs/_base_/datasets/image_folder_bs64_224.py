@@ -1,4 +1,4 @@
-# One's own pictures, data_root/{train,val}/<class>/<picture>. Augmented less
+# One's own images, data_root/{train,val}/<class>/<image>. Augmented less
 # than ImageNet, tested alike.
 _base_ = 'imagenet_bs128_224.py'
 dataset_type = 'ClassFolders'

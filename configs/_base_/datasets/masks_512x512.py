@@ -1,4 +1,4 @@
-# One's own pictures and masks, data_root/{images,annotations}/{train,val}/,
+# One's own images and masks, data_root/{images,annotations}/{train,val}/,
 # <name>.jpg and <name>.png. A mask's values are the numbers of the classes
 # from 0 on; 255 is not trained and not counted. The leaf configs name the
 # classes in metainfo.

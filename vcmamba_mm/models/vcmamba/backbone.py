@@ -48,8 +48,9 @@ class VCMamba(BaseBackbone):
             ``ffn`` ('conv', 'linear' or None), ``norm_cfg``.
         norm_cfg: Config of all batch norms.
         act_cfg: Config of the ffns' activations.
-        **kwargs: Further arguments of ``BaseBackbone``: ``frozen_stages``,
-            ``norm_eval``, ``with_cp``, ``channels_last``, ``init_cfg``.
+        **kwargs: Further arguments of ``BaseBackbone``: ``out_norms``,
+            ``frozen_stages``, ``norm_eval``, ``with_cp``, ``channels_last``,
+            ``init_cfg``.
 
     Raises:
         ValueError: If an argument or an input's size does not fit.
@@ -92,8 +93,7 @@ class VCMamba(BaseBackbone):
             raise ValueError(
                 f"mdm_cfg takes 'ffn' and 'norm_cfg', got {sorted(unknown)}"
             )
-        super().__init__(num_stages, in_channels, out_indices, **kwargs)
-        self.embed_dims = dims
+        super().__init__(dims, in_channels, out_indices, **kwargs)
         self.total_stride = self.smallest = 4 * 2 ** (num_stages - 1)
         norm_cfg = norm_cfg or dict(type='BN')
         ffn_cfg = dict(
@@ -135,12 +135,8 @@ class VCMamba(BaseBackbone):
             self.stages.append(VCMambaStage(downsample, blocks))
 
         if num_mdm > 0:
-            if isinstance(img_size, int):
-                img_size = (img_size, img_size)
-            grid = [-(-size // self.total_stride) for size in img_size]
-            self.pos_embed = nn.Parameter(torch.empty(1, dims[-1], *grid))
-            self.pos_embed_place = (num_stages - 1, depths[-1] - num_mdm)
-            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+            place = num_stages - 1, depths[-1] - num_mdm
+            self.make_pos_embed(img_size, place)
         self.finish()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -159,11 +155,4 @@ class VCMamba(BaseBackbone):
                 has another number of channels.
         """
         x = self.stem(fast_format(self.check_input(x)))
-        maps = []
-        for i, stage in enumerate(self.stages[: max(self.out_indices) + 1]):
-            x = stage(fast_format(x), self.pos_embed)
-            if i in self.out_indices:
-                # What follows may read its memory, as mmcv's RoIAlign does.
-                x = x.contiguous()
-            maps.append(x)
-        return tuple(maps[i] for i in self.out_indices)
+        return self.run_stages(x, self.pos_embed)

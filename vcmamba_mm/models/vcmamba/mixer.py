@@ -1,30 +1,22 @@
 """The token mixer of the MDM block."""
 
-import math
-
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
 from torch import Tensor
 
-from ...ops import multi_directional_scan
-from ...ops.backends import BACKENDS
+from ...ops import path_scan
 from ...ops.scan_inputs import PARAM_ORDERS
-from ...ops.scan_paths import NUM_DIRECTIONS, NUM_PATHS
-from ..layers import PointwiseConv2d
+from ...ops.scan_paths import NUM_DIRECTIONS, NUM_PATHS, PATHS
+from ..layers import PointwiseConv2d, SharedScanMixer
 
-torch.fx.wrap('multi_directional_scan')  # it looks at sizes
+torch.fx.wrap('path_scan')  # it looks at sizes
 
 PROJECTIONS = ('conv_norm', 'conv', 'linear')
 
 
-@torch.fx.wrap  # it looks at a dtype
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-class MultiDirectionalMamba(nn.Module):
+class MultiDirectionalMamba(SharedScanMixer):
     """Selective scan of a feature map along four paths.
 
     1x1 conv -> norm -> depthwise conv -> SiLU -> scan -> LayerNorm -> ReLU
@@ -49,9 +41,10 @@ class MultiDirectionalMamba(nn.Module):
             weights were trained with 2.
         proj: The two projections: 1x1 convolutions with a bias and a norm,
             the second one after a ReLU ('conv_norm'), the same without the
-            norms ('conv'), or linear maps alone ('linear', as in Mamba).
+            norms ('conv'), or linear maps with a bias ('linear', as in
+            PlainMamba).
         gate: Multiply what the scan gives by SiLU of a third projection, as
-            Mamba does.
+            Mamba and PlainMamba do.
         with_norm: LayerNorm after the scan and the gate.
         norm_cfg: Config of the norms after the projections.
         backend: Scan backend, see ``vcmamba_mm.ops.available_backends``.
@@ -78,7 +71,7 @@ class MultiDirectionalMamba(nn.Module):
         norm_cfg: dict | None = None,
         backend: str = 'auto',
     ):
-        super().__init__()
+        super().__init__(conv_size, backend, dt_bias_scale)
         if param_order not in PARAM_ORDERS:
             raise ValueError(
                 f'mixer_cfg: param_order must be one of '
@@ -93,38 +86,22 @@ class MultiDirectionalMamba(nn.Module):
             raise ValueError(
                 f'mixer_cfg: proj must be one of {PROJECTIONS}, got {proj!r}'
             )
-        if backend not in ('auto', *BACKENDS):
-            raise ValueError(
-                f'mixer_cfg: unknown scan backend {backend!r}: '
-                f"choose 'auto' or one of {BACKENDS}"
-            )
-        if dt_bias_scale == 0:
-            raise ValueError('mixer_cfg: dt_bias_scale must not be 0')
-        if conv_size % 2 == 0:
-            raise ValueError(
-                'mixer_cfg: conv_size must be odd to keep the '
-                f'size of the map, got {conv_size}'
-            )
         norm_cfg = norm_cfg or dict(type='BN')
         inner_dims = expand * embed_dims
-        dt_rank = math.ceil(embed_dims / 16)
-        bias = proj != 'linear'
         self.param_order = param_order
-        self.num_paths = num_paths
+        self.paths = PATHS[:num_paths]
         self.snake = snake
-        self.dt_bias_scale = dt_bias_scale
-        self.backend = backend
 
         def norm(channels: int) -> nn.Module:
             if proj != 'conv_norm':
                 return nn.Identity()
             return build_norm_layer(norm_cfg, channels)[1]
 
-        self.in_proj = PointwiseConv2d(embed_dims, inner_dims, bias)
+        self.in_proj = PointwiseConv2d(embed_dims, inner_dims)
         self.in_norm = norm(inner_dims)
         self.gate_proj = None
         if gate:
-            self.gate_proj = PointwiseConv2d(embed_dims, inner_dims, bias)
+            self.gate_proj = PointwiseConv2d(embed_dims, inner_dims)
         self.dwconv = nn.Conv2d(
             inner_dims,
             inner_dims,
@@ -132,17 +109,11 @@ class MultiDirectionalMamba(nn.Module):
             padding=conv_size // 2,
             groups=inner_dims,
         )
-        self.split_sizes = (dt_rank, d_state, d_state)
-        self.x_proj = nn.Linear(inner_dims, sum(self.split_sizes), bias=False)
-        self.dt_proj = nn.Linear(dt_rank, inner_dims)
-        self.A_log = nn.Parameter(
-            torch.arange(1.0, d_state + 1).log().repeat(inner_dims, 1)
-        )
-        self.D = nn.Parameter(torch.ones(inner_dims))
+        self.make_scan_layers(embed_dims, inner_dims, d_state)
         self.direction_B = nn.Parameter(torch.empty(NUM_DIRECTIONS, d_state))
         self.norm = nn.LayerNorm(inner_dims) if with_norm else nn.Identity()
         self.act = nn.Identity() if proj == 'linear' else nn.ReLU()
-        self.out_proj = PointwiseConv2d(inner_dims, embed_dims, bias)
+        self.out_proj = PointwiseConv2d(inner_dims, embed_dims)
         self.out_norm = norm(embed_dims)
 
         # As the release does, which undoes Mamba's initial delta bias: delta
@@ -152,32 +123,30 @@ class MultiDirectionalMamba(nn.Module):
         nn.init.zeros_(self.dt_proj.bias)
         nn.init.trunc_normal_(self.direction_B, std=0.02)
 
-    def scan_inputs(self, x: Tensor) -> tuple[Tensor, ...]:
-        """x, delta, A, B, C, D and theta of the scan of a feature map.
+    def scan_inputs(self, x: Tensor) -> dict:
+        """The arguments of ``path_scan`` for a map (batch, C, height, width).
 
-        ``x`` has shape (batch, C, height, width).
+        All paths share the parameters.
         """
+        height, width = x.shape[2:]
         x = F.silu(self.dwconv(self.in_norm(self.in_proj(x))))
         x = x.flatten(2).transpose(1, 2).contiguous()  # (batch, L, E)
-        delta, B, C = self.x_proj(x).split(self.split_sizes, dim=-1)
-        # W delta + s b, without a look into the layer; exact for s = 2
-        s = self.dt_bias_scale
-        delta = F.softplus(s * self.dt_proj(delta / s))
-        A = -torch.exp(_at_least_float32(self.A_log))
-        return x, delta, A, B, C, self.D, self.direction_B
+        params = self.scan_parameters(x)
+        params['delta'] = F.softplus(params['delta'])
+        return dict(
+            **params,
+            height=height,
+            width=width,
+            paths=self.paths,
+            snake=self.snake,
+            param_order=self.param_order,
+            direction_B=self.direction_B,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix the tokens of ``x``, shape (batch, C, height, width)."""
         height, width = x.shape[2:]
-        y = multi_directional_scan(
-            *self.scan_inputs(x),
-            height,
-            width,
-            param_order=self.param_order,
-            num_paths=self.num_paths,
-            snake=self.snake,
-            backend=self.backend,
-        )
+        y = path_scan(**self.scan_inputs(x), backend=self.backend)
         if self.gate_proj is not None:
             y = y * F.silu(self.gate_proj(x)).flatten(2).transpose(1, 2)
         y = self.act(self.norm(y))

@@ -1,0 +1,16 @@
+_base_ = [
+    '../_base_/models/mambavision_cascade_mask_rcnn.py',
+    '../_base_/datasets/coco_instance_multi-scale.py',
+    '../_base_/schedules/swin_coco_bs16_36e.py',
+    '../_base_/default_runtime/detection.py',
+]
+checkpoint = 'checkpoints/mambavision_base_1k.pth.tar'
+model = dict(
+    backbone=dict(
+        arch='b', init_cfg=dict(type='Pretrained', checkpoint=checkpoint)
+    ),
+    neck=dict(in_channels=[128, 256, 512, 1024]),
+)
+optim_wrapper = dict(
+    type='AmpOptimWrapper', dtype='float16', optimizer=dict(lr=0.0002)
+)

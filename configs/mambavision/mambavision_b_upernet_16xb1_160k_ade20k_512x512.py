@@ -1,0 +1,21 @@
+_base_ = [
+    '../_base_/models/mambavision_upernet.py',
+    '../_base_/datasets/ade20k_512x512_unpadded.py',
+    '../_base_/schedules/swin_ade20k_bs16_160k.py',
+    '../_base_/default_runtime/segmentation.py',
+]
+checkpoint = 'checkpoints/mambavision_base_1k.pth.tar'
+model = dict(
+    backbone=dict(
+        arch='b',
+        init_cfg=dict(type='Pretrained', checkpoint=checkpoint),
+    ),
+    decode_head=dict(in_channels=[128, 256, 512, 1024]),
+    auxiliary_head=dict(in_channels=512),
+)
+optim_wrapper = dict(
+    type='AmpOptimWrapper', dtype='float16', optimizer=dict(lr=5e-05)
+)
+train_dataloader = dict(batch_size=1)
+train_cfg = dict(val_interval=10000)
+default_hooks = dict(checkpoint=dict(interval=10000))

@@ -1,0 +1,2 @@
+_base_ = 'mambavision_l_32xb128_in1k.py'
+model = dict(backbone=dict(arch='l2'))

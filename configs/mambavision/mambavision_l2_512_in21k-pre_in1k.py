@@ -1,0 +1,17 @@
+# For testing: how these weights were trained was not published.
+_base_ = 'mambavision_t_32xb128_in1k.py'
+model = dict(
+    backbone=dict(arch='l2', window_size=(32, 16)),
+    neck=dict(in_channels=1568),
+    head=dict(in_channels=1568),
+)
+test_pipeline = _base_.test_pipeline
+test_pipeline[1] = dict(
+    type='mmpretrain.Resize',
+    scale=550,
+    backend='pillow',
+    interpolation='bicubic',
+)
+test_pipeline[2].crop_size = 512
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader

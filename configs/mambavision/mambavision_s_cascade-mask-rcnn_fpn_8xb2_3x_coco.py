@@ -1,0 +1,14 @@
+_base_ = [
+    '../_base_/models/mambavision_cascade_mask_rcnn.py',
+    '../_base_/datasets/coco_instance_multi-scale.py',
+    '../_base_/schedules/swin_coco_bs16_36e.py',
+    '../_base_/default_runtime/detection.py',
+]
+checkpoint = 'checkpoints/mambavision_small_1k.pth.tar'
+model = dict(
+    backbone=dict(
+        arch='s', init_cfg=dict(type='Pretrained', checkpoint=checkpoint)
+    ),
+    neck=dict(in_channels=[96, 192, 384, 768]),
+)
+optim_wrapper = dict(type='AmpOptimWrapper', dtype='float16')

@@ -1,0 +1,21 @@
+_base_ = [
+    '../_base_/models/mambavision_upernet.py',
+    '../_base_/datasets/ade20k_512x512_unpadded.py',
+    '../_base_/schedules/swin_ade20k_bs16_160k.py',
+    '../_base_/default_runtime/segmentation.py',
+]
+checkpoint = 'checkpoints/mambavision_small_1k.pth.tar'
+model = dict(
+    backbone=dict(
+        arch='s',
+        window_size=(160, 56),
+        init_cfg=dict(type='Pretrained', checkpoint=checkpoint),
+    ),
+    decode_head=dict(in_channels=[96, 192, 384, 768]),
+    auxiliary_head=dict(in_channels=384),
+)
+optim_wrapper = dict(
+    type='AmpOptimWrapper', dtype='float16', optimizer=dict(lr=6e-05)
+)
+train_cfg = dict(val_interval=10000)
+default_hooks = dict(checkpoint=dict(interval=10000))

@@ -1,0 +1,11 @@
+_base_ = [
+    '../_base_/models/mambavision_cls.py',
+    '../_base_/datasets/imagenet_bs128_224_once.py',
+    '../_base_/schedules/mambavision_imagenet_bs4096_320e.py',
+    '../_base_/default_runtime/classification.py',
+]
+test_pipeline = _base_.test_pipeline
+test_pipeline[1].scale = 224
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
+default_hooks = dict(checkpoint=dict(save_best='accuracy/top1_ema'))

@@ -1,0 +1,11 @@
+_base_ = [
+    '../_base_/models/vmamba_cls.py',
+    '../_base_/datasets/imagenet_bs128_224_once.py',
+    '../_base_/schedules/vmamba_imagenet_bs1024_300e.py',
+    '../_base_/default_runtime/classification.py',
+]
+model = dict(
+    backbone=dict(arch='b_s1l20', drop_path_rate=0.5),
+    neck=dict(in_channels=1024),
+    head=dict(in_channels=1024),
+)
