@@ -22,6 +22,9 @@ if not torch.cuda.is_available():
     os.environ.setdefault('TRITON_INTERPRET', '1')
 # On a GPU PyTorch's deterministic mode wants it, before the first product.
 os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+# A `make` that a test calls does not belong to the `make` that runs the tests.
+for name in ('MAKEFLAGS', 'MAKELEVEL', 'MFLAGS'):
+    os.environ.pop(name, None)
 # PyTorch waits so long for each worker of a loader that ends as garbage.
 torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.1
 
