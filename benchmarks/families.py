@@ -121,6 +121,10 @@ def load_task(data: str, args: argparse.Namespace) -> small.Classification:
     return small.Classification(pictures, args.size, flips=False)
 
 
+def read_runs(path: Path) -> list[dict]:
+    return json.loads(path.read_text())['runs'] if path.exists() else []
+
+
 def train(key: dict, task: small.Classification) -> dict:
     """The key with what came out."""
     make = partial(build, key['model'], key['data'], task)
@@ -179,7 +183,7 @@ def main(argv: list[str] | None = None) -> None:
     args = small.parse_args(parser, argv)
     torch.set_num_threads(args.threads)
     path = args.out / 'families.json'
-    runs = json.loads(path.read_text())['runs'] if path.exists() else []
+    runs = read_runs(path)
     keys = [
         dict(
             data=data,
@@ -204,7 +208,9 @@ def main(argv: list[str] | None = None) -> None:
     task = cache(partial(load_task, args=args))
     for key in missing[: args.runs]:
         with one_line_errors(ValueError, OSError, tarfile.TarError):
-            runs.append(train(key, task(key['data'])))
+            run = train(key, task(key['data']))
+            # Another process may have trained others in the meantime.
+            runs = [*read_runs(path), run]
             content = json.dumps(dict(runs=runs), indent=1) + '\n'
             write_file(content.encode(), path)
     shown = list(filter(None, map(find, keys)))

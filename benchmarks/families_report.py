@@ -1,7 +1,7 @@
 """Tables and curves of what ``families.py`` has trained.
 
 A run is a dict with ``data``, ``model``, ``seed``, ``settings``, and what came
-out.
+out: ``loss`` of each epoch, ``scores`` as pairs of epoch and score, and so on.
 """
 
 import statistics
@@ -29,16 +29,10 @@ def final(run: dict) -> float:
 
 
 def curves(run: dict) -> dict[str, tuple[list[int], list[float]]]:
-    """Epochs and values of loss and score; if not kept, the last alone."""
-    last = run['settings']['epochs']
-    epochs = range(last - len(run['loss']) + 1, last + 1)
+    """Epochs and values of loss and score."""
+    epochs = range(1, len(run['loss']) + 1)
     x, y = zip(*run['scores'])
     return dict(loss=(list(epochs), run['loss']), score=(list(x), list(y)))
-
-
-def kept(run: dict) -> bool:
-    """Whether the curves were."""
-    return len(run['loss']) == run['settings']['epochs']
 
 
 def with_interval(values: list[float], sign: str = '') -> str:
@@ -80,10 +74,10 @@ def section(data: str, runs: list[dict]) -> list[str]:
     run = runs[0]
     its, (train, test) = run['settings'], run['pictures']
     text = (
-        f'{run["score_name"]}, percent. {train} pictures to learn from, '
+        f'{run["score_name"]}, percent. {train} images to learn from, '
         f'{test} to test; inputs of {its["size"]} pixels, '
         f'{its["recipe"]["augmentation"]}{"" if its["flips"] else " (none)"}; '
-        f'{its["epochs"]} epochs, {its["recipe"]["batch_size"]} pictures a '
+        f'{its["epochs"]} epochs, {its["recipe"]["batch_size"]} images a '
         'step.'
     )
     if run['score_name'] == TOP1:
@@ -106,7 +100,6 @@ def lines(runs: list[dict], models: dict[str, dict]) -> list[str]:
     ]
     for data, its in group(runs, 'data').items():
         report += section(data, its)
-    bare = not all(map(kept, runs))
     recipe = {
         key: value
         for key, value in small.RECIPE.items()
@@ -136,7 +129,7 @@ def lines(runs: list[dict], models: dict[str, dict]) -> list[str]:
         '![Loss and score by epoch](families.png)',
         '',
         'Lines are means over the seeds, areas reach from the lowest to the '
-        'highest.' + ' A dot is the end of runs without curves.' * bare,
+        'highest.',
         '',
         *table(['', ''], [[key, str(value)] for key, value in shown.items()]),
         '',
@@ -144,14 +137,13 @@ def lines(runs: list[dict], models: dict[str, dict]) -> list[str]:
 
 
 def plot(runs: list[dict]) -> Figure:
-    """Loss and score by epoch; of runs without curves the end alone."""
+    """Loss and score by epoch."""
     colors = {name: f'C{i}' for i, name in enumerate(group(runs, 'model'))}
     columns = group(runs, 'data')
     figure = Figure(figsize=(1 + 4 * len(columns), 6), layout='constrained')
     axes = figure.subplots(2, len(columns), sharex='col', squeeze=False)
     for (upper, lower), (data, its) in zip(axes.T, columns.items()):
         for name, own in group(its, 'model').items():
-            own = list(filter(kept, own)) or own
             for axis, kind in ((upper, 'loss'), (lower, 'score')):
                 x = curves(own[0])[kind][0]
                 values = [curves(run)[kind][1] for run in own]
@@ -159,12 +151,7 @@ def plot(runs: list[dict]) -> Figure:
                     list(map(choose, zip(*values)))
                     for choose in (statistics.mean, min, max)
                 )
-                axis.plot(
-                    x,
-                    mean,
-                    color=colors[name],
-                    marker='o' if len(x) == 1 else None,
-                )
+                axis.plot(x, mean, color=colors[name])
                 axis.fill_between(
                     x, low, high, color=colors[name], alpha=0.2, linewidth=0
                 )

@@ -116,7 +116,22 @@ def test_the_same_batches_alone_and_beside_others(digits):
     assert other['a']['loss'] != alone['a']['loss']
 
 
-def test_curves_of_runs_that_have_them():
+def test_two_at_once_lose_nothing(digits, camvid, tmp_path, monkeypatch):
+    """Another process writes its run while this one trains."""
+    theirs = dict(data='CamVid', model='theirs')
+
+    def train(key, task):
+        path = tmp_path / 'families.json'
+        path.write_text(json.dumps(dict(runs=[theirs])))
+        return trained(key, task)
+
+    trained = families.train
+    monkeypatch.setattr(families, 'train', train)
+    runs = compare(digits, camvid, tmp_path, '--runs', 1)
+    assert len(runs) == 2 and runs[0] == theirs
+
+
+def test_curves():
     def run(name, seed, loss, scores):
         return dict(
             data='digits',
@@ -130,17 +145,17 @@ def test_curves_of_runs_that_have_them():
 
     figure = families_report.plot(
         [
-            run('bare', 0, [1.0], [(2, 70.0)]),
-            run('full', 0, [3.0, 1.0], [(1, 20.0), (2, 60.0)]),
-            run('full', 1, [5.0, 2.0], [(1, 30.0), (2, 80.0)]),
+            run('one', 0, [2.0, 1.0], [(1, 50.0), (2, 70.0)]),
+            run('two', 0, [3.0, 1.0], [(1, 20.0), (2, 60.0)]),
+            run('two', 1, [5.0, 2.0], [(1, 30.0), (2, 80.0)]),
         ]
     )
     points = [
         [line.get_xydata().tolist() for line in axis.get_lines()]
         for axis in figure.axes
     ]
-    assert points[0] == [[[2, 1.0]], [[1, 4.0], [2, 1.5]]]
-    assert points[1] == [[[2, 70.0]], [[1, 25.0], [2, 70.0]]]
+    assert points[0] == [[[1, 2.0], [2, 1.0]], [[1, 4.0], [2, 1.5]]]
+    assert points[1] == [[[1, 50.0], [2, 70.0]], [[1, 25.0], [2, 70.0]]]
     _, area = figure.axes[1].collections
     assert area.get_paths()[0].get_extents().extents.tolist() == [1, 20, 2, 80]
 
