@@ -44,14 +44,14 @@ setup(
     version=re.search(
         r"'(.+)'", (ROOT / 'vcmamba_mm' / 'version.py').read_text()
     )[1],
-    description='VCMamba (convolutions with multi-directional Mamba) for '
-    'OpenMMLab: classification, segmentation, any MM project',
+    description='Vision Mamba backbones (VCMamba, VMamba, MambaVision, '
+    'PlainMamba) for OpenMMLab, with nothing to compile',
     long_description=(ROOT / 'README.md').read_text(),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     author='The vcmamba_mm authors',
     keywords='computer vision, mamba, backbone, image classification, '
-    'semantic segmentation, OpenMMLab',
+    'semantic segmentation, object detection, OpenMMLab',
     packages=find_packages(include=['vcmamba_mm', 'vcmamba_mm.*']),
     python_requires='>=3.10',
     install_requires=requirements('runtime'),
