@@ -9,4 +9,4 @@ optim_wrapper = dict(
 )
 param_scheduler = _base_.param_scheduler
 param_scheduler[0].end = 15
-custom_hooks = _base_.custom_hooks[:1]  # no average
+custom_hooks = _base_.custom_hooks[1:]  # no average

@@ -93,7 +93,7 @@ def test_what_classifiers_say(arch):
     assert (model.type, model.mesa_weight) == ('MESAImageClassifier', weight)
     assert model.backbone.drop_path_rate == drop_path
     assert model.neck.norm_cfg.type == 'BN'
-    buffers, average, mesa = cfg.custom_hooks
+    average, buffers, mesa = cfg.custom_hooks
     assert (buffers.type, mesa.type) == ('AverageBuffersHook', 'MESAHook')
     assert mesa.begin == begin and average.update_buffers
     assert average.momentum == pytest.approx(1 - 0.9998)

@@ -105,7 +105,7 @@ def test_what_classifiers_say(arch):
     assert cfg.auto_scale_lr.base_batch_size == gpus * 256
     assert cfg.param_scheduler[0].end == warm_up
     assert cfg.train_cfg.max_epochs == 300 and cfg.train_cfg.val_interval == 5
-    buffers, *average = cfg.custom_hooks
+    *average, buffers = cfg.custom_hooks
     assert buffers.type == 'AverageBuffersHook'
     if arch == 'l1':
         assert not average

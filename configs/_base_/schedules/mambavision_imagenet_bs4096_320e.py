@@ -1,4 +1,5 @@
-# 310 epochs of a cosine, which the warm-up cuts into, and 10 at its end.
+# A cosine over epochs 0 to 310, whose first 20 the warm-up replaces, then 10
+# epochs at the lowest rate.
 optim_wrapper = dict(
     type='AmpOptimWrapper',
     dtype='float16',
@@ -32,8 +33,8 @@ test_cfg = dict()
 # The average is kept beside the weights; both are validated, the average
 # ranked.
 custom_hooks = [
-    dict(type='AverageBuffersHook'),
     dict(type='RawAndEMAHook', momentum=2e-4, update_buffers=True),
+    dict(type='AverageBuffersHook'),
     dict(type='MESAHook', begin=78),
 ]
 auto_scale_lr = dict(base_batch_size=4096)

@@ -41,7 +41,7 @@ val_cfg = dict()
 test_cfg = dict()
 # The average is kept beside the weights; both are validated.
 custom_hooks = [
-    dict(type='AverageBuffersHook'),
     dict(type='RawAndEMAHook', momentum=1e-4),
+    dict(type='AverageBuffersHook'),
 ]
 auto_scale_lr = dict(base_batch_size=2048)
