@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from argparse import ArgumentParser
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ from conftest import CONFIGS, ROOT, needs_fsdp2
 from mmengine.config import Config
 from mmengine.hooks import EMAHook
 from mmengine.optim import AmpOptimWrapper, OptimWrapper, build_optim_wrapper
-from mmengine.registry import init_default_scope
+from mmengine.registry import HOOKS, OPTIMIZERS, init_default_scope
 
 from vcmamba_mm.checkpoints import read_checkpoint
+from vcmamba_mm.training.command_line import add_common_arguments
 from vcmamba_mm.training.config import (
     adapt_to_cpu,
     check_pretrained,
@@ -21,6 +23,7 @@ from vcmamba_mm.training.config import (
     set_precision,
 )
 from vcmamba_mm.training.errors import SettingError
+from vcmamba_mm.training.runner import _check_type as check_type
 
 pytest.importorskip('mmpretrain')
 from mmpretrain.registry import MODELS
@@ -220,6 +223,13 @@ def test_sharded_run_resumes_and_saves_whole_weights(seen):
             'sharded weights cannot be averaged',
         ),
         (
+            dict(
+                strategy=dict(type='FSDP2Strategy'),
+                optim_wrapper=dict(optimizer=dict(type='Lamb')),
+            ),
+            'Lamb of mmpretrain cannot take sharded weights',
+        ),
+        (
             dict(strategy={}, model=dict(backbone=dict(channels_last=True))),
             'leave model.backbone.channels_last out',
         ),
@@ -245,6 +255,34 @@ def test_restarts_of_a_sharded_run_want_no_file(monkeypatch):
         check_switches(cfg)
     cfg.resume_from = 'auto'
     check_switches(cfg)
+
+
+def test_optimizers_of_the_scope_are_found():
+    """Before there is a runner, whose scope it is."""
+    with pytest.raises(KeyError, match='mmengine::optimizer'):
+        check_type(OPTIMIZERS, dict(type='Adan'), 'mmengine')
+    check_type(OPTIMIZERS, dict(type='Adan'), 'mmpretrain')
+
+
+def test_average_while_gradients_accumulate():
+    """The guide's option is for the hook that keeps the average."""
+    parser = ArgumentParser()
+    add_common_arguments(parser)
+    words = shlex.split(SWITCHES['gradient accumulation'])
+    options = parser.parse_known_args(words)[0].cfg_options
+    families = set()
+    for path in (ROOT / 'configs').rglob('*_in1k.py'):
+        cfg = Config.fromfile(path)
+        if not any('EMA' in hook.type for hook in cfg.custom_hooks):
+            assert path.stem == 'plainmamba_l1_8xb256_in1k'
+            continue
+        init_default_scope(cfg.default_scope)
+        cfg.merge_from_dict(options)
+        average, *others = [HOOKS.build(hook) for hook in cfg.custom_hooks]
+        assert average.ema_cfg['interval'] == 2, path.stem
+        assert not any(isinstance(hook, EMAHook) for hook in others)
+        families.add(cfg.model.backbone.type)
+    assert families == {'VCMamba', 'VMamba', 'MambaVision', 'PlainMamba'}
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch():

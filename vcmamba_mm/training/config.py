@@ -253,6 +253,14 @@ def check_switches(cfg: Config) -> None:
             'strategy: FSDP cannot shard weights in channels-last memory, '
             'leave model.backbone.channels_last out'
         )
+    optimizer = cfg.get('optim_wrapper', {}).get('optimizer') or {}
+    if type_name(cfg.strategy).endswith('FSDP2Strategy') and type_name(
+        optimizer
+    ).endswith('Lamb'):
+        raise ValueError(
+            'strategy: Lamb of mmpretrain cannot take sharded weights, choose '
+            'another optimizer, with its own learning rate'
+        )
     for hook in cfg.get('custom_hooks') or []:
         if type_name(hook).endswith('EMAHook'):
             raise ValueError(

@@ -55,15 +55,19 @@ def _setting(key: str) -> Iterator[None]:
         raise SettingError(f'{key}: {message(error)}') from error
 
 
-def _check_type(registry: Registry, cfg: dict | None) -> None:
+def _check_type(
+    registry: Registry, cfg: dict | None, scope: str | None = None
+) -> None:
     """Look whether a registry has a type, where MMEngine does not.
+
+    Without a scope it is that of the runner that was built last.
 
     Raises:
         KeyError: If not, with what MMEngine says of the others.
     """
     name = cfg.get('type') if isinstance(cfg, dict) else None
     if isinstance(name, str):
-        with registry.switch_scope_and_registry(None) as registry:
+        with registry.switch_scope_and_registry(scope) as registry:
             if registry.get(name) is None:
                 raise KeyError(
                     f'{name} is not in the {registry.scope}::{registry.name} '
@@ -402,7 +406,11 @@ def build_runner(cfg: Config, *loops: str) -> SafeRunner | ShardedRunner:
             cfg.strategy.load_weights = cfg.load_weights
         for loop in loops:
             forget_workers(cfg.get(f'{loop}_dataloader') or {})
-        _check_type(OPTIMIZERS, cfg.optim_wrapper.get('optimizer'))
+        _check_type(
+            OPTIMIZERS,
+            cfg.optim_wrapper.get('optimizer'),
+            cfg.get('default_scope'),
+        )
     if get_device() == 'cpu':
         adapt_to_cpu(cfg)
     runner = (ShardedRunner if sharded else SafeRunner).from_cfg(cfg)
