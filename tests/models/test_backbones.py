@@ -21,6 +21,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
+from vcmamba_mm.models.base import InputSizeError
 from vcmamba_mm.models.layers import Stage
 
 
@@ -39,7 +40,7 @@ def build(name):
     return partial(build_smallest, name)
 
 
-@pytest.mark.parametrize('scope', ['mmengine', 'mmpretrain', 'mmseg'])
+@pytest.mark.parametrize('scope', ['mmengine', 'mmpretrain', 'mmseg', 'mmdet'])
 def test_builds_from_every_scope(build, family, scope):
     registry = pytest.importorskip(f'{scope}.registry').MODELS
     (out,) = build(registry)(images(2, 64, 64))
@@ -77,11 +78,27 @@ def test_output_order_follows_out_indices(build, family):
         (dict(out_indices=(0, 4)), 'out_indices must be from -4 to 3.*got 4'),
         (dict(out_indices=()), 'out_indices must be from -4 to 3.*got none'),
         (dict(frozen_stages=4), 'frozen_stages must be from -1 to 3'),
+        (
+            dict(mixer_cfg=dict(embed_dims=8)),
+            'mixer_cfg: embed_dims is not taken here, it comes from arch',
+        ),
     ],
 )
 def test_wrong_arguments(build, kwargs, message):
     with pytest.raises(ValueError, match=message):
         build(**kwargs)
+
+
+@pytest.mark.parametrize('shorter', ['height', 'width'])
+def test_too_small_input(build, family, shorter):
+    least = family.smallest
+    size = dict(dict(height=least, width=least + 5), **{shorter: least - 1})
+    message = (
+        f'input of {size["height"]} x {size["width"]} pixels is too small: '
+        f'resize or pad it to at least {least} x {least}$'
+    )
+    with pytest.raises(InputSizeError, match=message):
+        build()(images(1, **size))
 
 
 @pytest.mark.parametrize('frozen', [-1, 0, 2, 3])

@@ -281,6 +281,10 @@ def test_initial_values():
         (dict(arch=dict(embed_dims=(8, 16), depths=(1, 1))), "'expand'"),
         (dict(mixer_cfg=dict(backend='cuda')), "unknown scan backend 'cuda'"),
         (dict(mixer_cfg=dict(conv_size=4)), 'conv_size must be odd'),
+        (
+            dict(mixer_cfg=dict(expand=2)),
+            'mixer_cfg: expand is not taken here, it comes from arch',
+        ),
     ],
 )
 def test_bad_arguments(kwargs, message):

@@ -46,9 +46,8 @@ def _check_input(x: Tensor, in_channels: int, smallest: int) -> Tensor:
         )
     if any(size < smallest for size in x.shape[2:]):
         raise InputSizeError(
-            f'input of {x.shape[2]} x {x.shape[3]} pixels is smaller than the '
-            f'total stride {smallest}: resize or pad it to at least '
-            f'{smallest} x {smallest}'
+            f'input of {x.shape[2]} x {x.shape[3]} pixels is too small: '
+            f'resize or pad it to at least {smallest} x {smallest}'
         )
     return x
 
@@ -71,6 +70,24 @@ def find_out_indices(
                 f'{count} {of}, got {index}'
             )
     return tuple(index % count for index in out_indices)
+
+
+def check_mixer_cfg(mixer_cfg: dict | None, **elsewhere: str) -> dict:
+    """Return a mixer's further arguments.
+
+    Args:
+        mixer_cfg: None for none.
+        **elsewhere: Argument of the backbone that says it, by name.
+
+    Raises:
+        ValueError: If one of these is in ``mixer_cfg``, too.
+    """
+    for key, argument in dict(embed_dims='arch', **elsewhere).items():
+        if key in (mixer_cfg or {}):
+            raise ValueError(
+                f'mixer_cfg: {key} is not taken here, it comes from {argument}'
+            )
+    return dict(mixer_cfg or {})
 
 
 class BaseBackbone(BaseModule):

@@ -6,7 +6,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..base import BaseBackbone, MacRule
+from ..base import BaseBackbone, MacRule, check_mixer_cfg
 from ..layers import Blocks, Stage, drop_path_rates, fast_format
 from .blocks import ConvBlock, Stem, WindowBlock, WindowBlocks
 from .mixers import Attention, MambaVisionMixer
@@ -105,6 +105,7 @@ class MambaVision(BaseBackbone):
         super().__init__(dims, in_channels, out_indices, **kwargs)
         self.total_stride = 4 * 2 ** (len(dims) - 1)
         norm_cfg = norm_cfg or dict(type='BN')
+        mixer_cfg = check_mixer_cfg(mixer_cfg)
         num_convs = len(dims) - len(num_heads)
 
         self.stem = Stem(in_channels, arch['stem_dims'], dims[0], norm_cfg)
@@ -126,7 +127,7 @@ class MambaVision(BaseBackbone):
                     *(
                         WindowBlock(
                             dims[i],
-                            MambaVisionMixer(dims[i], **(mixer_cfg or {}))
+                            MambaVisionMixer(dims[i], **mixer_cfg)
                             if j < num_mixers
                             else Attention(dims[i], heads),
                             rate,

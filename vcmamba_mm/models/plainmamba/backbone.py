@@ -4,7 +4,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..base import BaseBackbone, MacRule
+from ..base import BaseBackbone, MacRule, check_mixer_cfg
 from ..layers import (
     Blocks,
     LayerNorm2d,
@@ -91,6 +91,7 @@ class PlainMamba(BaseBackbone):
                 f'are equal, got {dims} and {depth}'
             )
         norm_cfg = norm_cfg or dict(type='BN')
+        mixer_cfg = check_mixer_cfg(mixer_cfg)
         super().__init__(
             (dims,) * depth, in_channels, out_indices, out_norms, **kwargs
         )
@@ -112,7 +113,7 @@ class PlainMamba(BaseBackbone):
                 *rates,
                 with_conv=arch['extra_conv'] and i == 0,
                 norm_cfg=norm_cfg,
-                mixer_cfg=mixer_cfg or {},
+                mixer_cfg=mixer_cfg,
             )
             self.stages.append(Stage(nn.Identity(), Blocks(layer)))
         self.final_norm = None

@@ -4,7 +4,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..base import BaseBackbone
+from ..base import BaseBackbone, check_mixer_cfg
 from ..layers import GELU, drop_path_rates, fast_format
 from .blocks import (
     Downsample,
@@ -105,7 +105,9 @@ class VCMamba(BaseBackbone):
             dict(norm_cfg=norm_cfg),
             **(mdm_cfg or {}),
             ffn_cfg=ffn_cfg,
-            mixer_cfg=mixer_cfg or {},
+            mixer_cfg=check_mixer_cfg(
+                mixer_cfg, norm_cfg='norm_cfg or mdm_cfg'
+            ),
         )
 
         self.stem = Stem(in_channels, dims[0], norm_cfg)

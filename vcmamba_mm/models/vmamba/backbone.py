@@ -4,7 +4,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..base import BaseBackbone, MacRule
+from ..base import BaseBackbone, MacRule, check_mixer_cfg
 from ..layers import (
     GELU,
     MLP,
@@ -142,7 +142,8 @@ class VMamba(BaseBackbone):
         dims, depths = arch['embed_dims'], arch['depths']
         super().__init__(dims, in_channels, out_indices, **kwargs)
         self.total_stride = 4 * 2 ** (len(dims) - 1)
-        mixer_cfg = dict(mixer_cfg or {}, expand=arch['expand'])
+        mixer_cfg = check_mixer_cfg(mixer_cfg, expand='arch')
+        mixer_cfg['expand'] = arch['expand']
 
         self.stem = Stem(in_channels, dims[0])
         self.stages = nn.ModuleList()
