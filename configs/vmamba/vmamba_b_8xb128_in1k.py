@@ -9,3 +9,4 @@ model = dict(
     neck=dict(in_channels=1024),
     head=dict(in_channels=1024),
 )
+default_hooks = dict(checkpoint=dict(save_best='accuracy/top1_ema'))

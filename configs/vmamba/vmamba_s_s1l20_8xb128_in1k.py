@@ -5,3 +5,4 @@ _base_ = [
     '../_base_/default_runtime/classification.py',
 ]
 model = dict(backbone=dict(arch='s_s1l20', drop_path_rate=0.3))
+default_hooks = dict(checkpoint=dict(save_best='accuracy/top1_ema'))

@@ -5,3 +5,4 @@ _base_ = [
     '../_base_/default_runtime/classification.py',
 ]
 model = dict(backbone=dict(arch='t_s2l5', drop_path_rate=0.2))
+default_hooks = dict(checkpoint=dict(save_best='accuracy/top1_ema'))

@@ -177,6 +177,8 @@ def test_what_configs_say(name):
     assert (wrapper.clip_grad, images) == (dict(max_norm=5.0), 128)
     (average,) = cfg.custom_hooks
     assert average.momentum == pytest.approx(1 - 0.9999)
+    # the authors' files are the average
+    assert cfg.default_hooks.checkpoint.save_best == 'accuracy/top1_ema'
     loader = cfg.train_dataloader
     assert loader.drop_last
     assert loader.sampler.sampler == dict(type='DefaultSampler', shuffle=True)

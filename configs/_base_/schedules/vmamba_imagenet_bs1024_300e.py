@@ -30,6 +30,7 @@ param_scheduler = [
 train_cfg = dict(type='ResumableEpochLoop', max_epochs=300, val_interval=1)
 val_cfg = dict()
 test_cfg = dict()
-# The average is kept beside the weights; both are validated.
+# The average is kept beside the weights; both are validated, the average
+# ranked.
 custom_hooks = [dict(type='RawAndEMAHook', momentum=1e-4)]
 auto_scale_lr = dict(base_batch_size=1024)
