@@ -192,6 +192,25 @@ def test_tables_of_models_are_those_of_metafiles(page):
         assert miou == find(arch, segmenter, f'{whose} mIoU')
 
 
+@pytest.mark.parametrize('family', ['vmamba', 'plainmamba'])
+def test_authors_files_are_those_of_metafiles(family):
+    """A classifier's in the row of its variant."""
+    page = (ROOT / f'docs/{family}.md').read_text()
+    rows = dict(re.findall(r"^\| `'(\w+)'` \|.* \| (.*) \|$", page, re.M))
+    found = set()
+    for metafile in (ROOT / f'configs/{family}').glob('metafile*.yml'):
+        for model in load(metafile)['Models']:
+            its = model['Metadata']
+            file = its.get('Authors Weights') or its['Authors File']
+            name = rf'{family}_(\w+)_\d+xb\d+_in1k'
+            if arch := re.fullmatch(name, model['Name']):
+                assert file in rows[arch[1]]
+                found.add(arch[1])
+            else:  # where a row is of all variants, that of the first is named
+                assert re.sub(r'\bl[23]_', 'l1_', file) in page
+    assert found == rows.keys()
+
+
 def test_links_of_the_readme():
     """mkdocs looks after those of the other pages."""
     text = (ROOT / 'README.md').read_text()

@@ -34,33 +34,39 @@ def segmenter(arch):
     return f'plainmamba/plainmamba_{arch}_upernet_8xb2_160k_ade20k_512x512'
 
 
-def test_what_decays_in_classifiers():
+@pytest.mark.parametrize('arch', VARIANTS)
+def test_what_decays_in_classifiers(arch):
     """No norms, no biases but those of the depthwise convolutions."""
-    found = by_released_name(classifier('l1'))
+    found = by_released_name(classifier(arch))
     kept = ('.pos_embed', '.A_log', '.D', '.direction_Bs', '.bias')
     for key, (decay, _) in found.items():
         skipped = NORM.search(key) or key.endswith(kept)
         if key.endswith('.mamba.conv2d.bias'):
             skipped = False
         assert decay == pytest.approx(0 if skipped else 0.05), key
-    assert len(found) == 352
-    assert sum(decay == 0 for decay, _ in found.values()) == 203
+    counts = len(found), sum(decay == 0 for decay, _ in found.values())
+    # 24 layers, or 36
+    assert counts == ((520, 299) if arch == 'l3' else (352, 203))
 
 
-def test_what_decays_in_segmenters():
+@pytest.mark.parametrize('arch', VARIANTS)
+def test_what_decays_in_segmenters(arch):
     """All but what these are in the name of; biases, the last norm, too."""
-    found = by_released_name(segmenter('l1'))
+    found = by_released_name(segmenter(arch))
+    *_, (_, output, *_), _ = VARIANTS[arch]
     kept = ('norm', '.pos_embed', '.A_log', '.D', '.direction_Bs')
     for key, (decay, _) in found.items():
         skipped = any(word in key for word in kept)
         assert decay == pytest.approx(0 if skipped else 0.01), key
     for key in (
         *('backbone.ln1.weight', 'backbone.patch_embed.stem.1.bias'),
-        *('backbone.layers.0.dw.1.weight', 'decode_head.bottleneck.bn.bias'),
+        *('backbone.layers.0.mamba.in_proj.bias', 'decode_head.conv_seg.bias'),
+        'decode_head.bottleneck.bn.bias',
+        *['backbone.layers.0.dw.1.weight'] * (arch == 'l1'),
     ):
         assert found[key][0] > 0
-    for key in ('backbone.norm_layer11.weight', 'backbone.layers.3.norm.bias'):
-        assert found[key][0] == 0
+    for key in (f'norm_layer{output}.weight', 'layers.3.norm.bias'):
+        assert found[f'backbone.{key}'][0] == 0
 
 
 def test_learning_rate_of_classifiers(tmp_path):
@@ -118,7 +124,12 @@ def test_what_classifiers_say(arch):
     assert model.backbone.drop_path_rate == drop_path
     assert model.head.in_channels == channels
     assert model.head.loss.label_smooth_val == 0.1
-    assert [a.alpha for a in model.train_cfg.augments] == [0.8, 1.0]
+    assert loader.sampler.sampler == dict(type='DefaultSampler', shuffle=True)
+    # else as VCMamba's, whose augmentation has tests of its own
+    other = load('vcmamba_b_8xb128_in1k')
+    assert loader.dataset == other.train_dataloader.dataset
+    assert cfg.test_dataloader.dataset == other.test_dataloader.dataset
+    assert model.train_cfg == other.model.train_cfg
 
 
 @pytest.mark.parametrize('arch', VARIANTS)
