@@ -31,7 +31,7 @@ from mmpretrain.structures import DataSample
 
 CONFIG = CONFIGS / 'tiny_plain.py'
 # Other families, and how many blocks they have.
-FAMILIES = dict(VMamba=6, MambaVision=8)
+FAMILIES = dict(VMamba=6, MambaVision=8, PlainMamba=4)
 ROW = re.compile(r'^\| ([\w ]+) \| `(-[^`]+)` \|', re.MULTILINE)
 # As the guide has them, name: arguments.
 SWITCHES = dict(ROW.findall((ROOT / 'docs/training.md').read_text()))
@@ -264,12 +264,24 @@ def test_optimizers_of_the_scope_are_found():
     check_type(OPTIMIZERS, dict(type='Adan'), 'mmpretrain')
 
 
-def test_average_while_gradients_accumulate():
-    """The guide's option is for the hook that keeps the average."""
+def cfg_options(name):
     parser = ArgumentParser()
     add_common_arguments(parser)
-    words = shlex.split(SWITCHES['gradient accumulation'])
-    options = parser.parse_known_args(words)[0].cfg_options
+    return parser.parse_known_args(shlex.split(SWITCHES[name]))[0].cfg_options
+
+
+def test_sharding_ranks_no_average():
+    for path in (ROOT / 'configs').rglob('*_in1k.py'):
+        cfg = Config.fromfile(path)
+        cfg.merge_from_dict(cfg_options('FSDP2'))
+        assert not cfg.custom_hooks
+        best = cfg.default_hooks.checkpoint.save_best
+        assert not best.endswith('_ema'), path.stem
+
+
+def test_average_while_gradients_accumulate():
+    """The guide's option is for the hook that keeps the average."""
+    options = cfg_options('gradient accumulation')
     families = set()
     for path in (ROOT / 'configs').rglob('*_in1k.py'):
         cfg = Config.fromfile(path)
