@@ -211,6 +211,34 @@ def test_authors_files_are_those_of_metafiles(family):
     assert found == rows.keys()
 
 
+def test_tables_of_mambavision_are_those_of_its_metafile():
+    """A variant's, or a config's, the accuracy and the file in one row."""
+    rows = (ROOT / 'docs/mambavision.md').read_text().splitlines()
+    for model in load(ROOT / 'configs/mambavision/metafile.yml')['Models']:
+        its, name = model['Metadata'], model['Name']
+        arch = name.split('_')[1]
+        first = f"'{arch}'" if 'in21k' not in name else name
+        (row,) = (r for r in rows if r.startswith(f'| `{first}` |'))
+        assert f'| {its["Authors Top 1 Accuracy"]} |' in row
+        assert f'| `{its["Authors File"]}` |' in row
+
+
+def test_licence_of_mambavisions_weights(texts):
+    """Wherever they are named, or a training begins with them."""
+    named = re.compile(
+        r'mambavision_\w+\.pth\.tar|mambavision\.md#the-authors-weights'
+        r'|mambavision_t\S*_finetune'
+    )
+    files = {
+        file.relative_to(ROOT).as_posix(): text
+        for file, text in texts.items()
+        if file.suffix in ('.py', '.md', '.yml') and named.search(text)
+    }
+    assert sum(name.startswith('configs/') for name in files) >= 14
+    assert {'README.md', 'docs/finetuning.md', 'docs/index.md'} <= {*files}
+    assert [n for n, text in files.items() if 'CC-BY-NC' not in text] == []
+
+
 def test_links_of_the_readme():
     """mkdocs looks after those of the other pages."""
     text = (ROOT / 'README.md').read_text()

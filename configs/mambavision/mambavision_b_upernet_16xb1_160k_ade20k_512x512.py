@@ -4,6 +4,7 @@ _base_ = [
     '../_base_/schedules/swin_ade20k_bs16_160k.py',
     '../_base_/default_runtime/segmentation.py',
 ]
+# Weights under CC-BY-NC-SA-4.0: not for commercial use.
 checkpoint = 'checkpoints/mambavision_base_1k.pth.tar'
 model = dict(
     backbone=dict(

@@ -1,4 +1,5 @@
-# For testing: how these weights were trained was not published.
+# To test mambavision_L2_21k_240m_512.pth.tar (CC-BY-NC-SA-4.0: not for
+# commercial use). How it was trained was not published.
 _base_ = 'mambavision_t_32xb128_in1k.py'
 model = dict(
     backbone=dict(arch='l2', window_size=(32, 16)),

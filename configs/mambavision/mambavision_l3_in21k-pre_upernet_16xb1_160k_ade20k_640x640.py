@@ -4,6 +4,7 @@ _base_ = [
     '../_base_/schedules/swin_ade20k_bs16_160k.py',
     '../_base_/default_runtime/segmentation.py',
 ]
+# Weights under CC-BY-NC-SA-4.0: not for commercial use.
 checkpoint = 'checkpoints/mambavision_L3_21k_740m_512.pth.tar'
 model = dict(
     data_preprocessor=dict(size=(640, 640)),

@@ -6,6 +6,7 @@ _base_ = [
 ]
 # One's own images: data/my_images/{train,val}/<class>/<image>
 num_classes = 10
+# Weights under CC-BY-NC-SA-4.0: not for commercial use.
 checkpoint = 'checkpoints/mambavision_tiny_1k.pth.tar'
 init_cfg = dict(type='Pretrained', checkpoint=checkpoint)
 model = dict(

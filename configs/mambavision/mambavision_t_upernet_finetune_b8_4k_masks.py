@@ -7,6 +7,7 @@ _base_ = [
 # One's own masks: data/my_masks/{images,annotations}/{train,val}/<name>.*
 classes = ('background', 'object')
 palette = [[0, 0, 0], [220, 20, 60]]
+# Weights under CC-BY-NC-SA-4.0: not for commercial use.
 checkpoint = 'checkpoints/mambavision_tiny_1k.pth.tar'
 init_cfg = dict(type='Pretrained', checkpoint=checkpoint)
 model = dict(

@@ -125,10 +125,13 @@ def by_released_name(name):
     learning = {k: p for k, p in model.named_parameters() if k in found}
     weights = to_released(learning)
     numbers = to_released(
-        {k: torch.full(p.shape, found[k]) for k, p in learning.items()}
+        {
+            k: torch.tensor(found[k]).expand(p.shape)
+            for k, p in learning.items()
+        }
     )
     assert numbers.keys() == weights.keys() and len(numbers) == len(found)
     return {
-        key: (value.flatten()[0].item(), weights[key].ndim)
+        key: (value[(0,) * value.ndim].item(), weights[key].ndim)
         for key, value in numbers.items()
     }
