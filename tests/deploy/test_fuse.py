@@ -10,10 +10,12 @@ from mmcv.cnn import ConvModule
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import prune
 
 from vcmamba_mm import VCMamba
 from vcmamba_mm.checkpoints import CheckpointError, check_fit
 from vcmamba_mm.deploy import fold_norms, fuse, optimize
+from vcmamba_mm.models.mambavision.mixers import MambaVisionMixer
 from vcmamba_mm.models.vcmamba.blocks import FFNBlock
 from vcmamba_mm.models.vcmamba.mixer import MultiDirectionalMamba
 
@@ -219,6 +221,56 @@ class TiedWeights(nn.Sequential):
         self[2].weight = self[0].weight
 
 
+class PrunedBias(nn.Sequential):
+    """Whose bias is computed in every forward pass."""
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+        prune.random_unstructured(self[0], 'bias', amount=2)
+
+
+class Mixers(nn.Sequential):
+    """Two that scan, whose layers of delta ``change`` changes."""
+
+    def __init__(self, change):
+        super().__init__(MambaVisionMixer(4), MambaVisionMixer(4))
+        change(self)
+
+    def forward(self, x):
+        return super().forward(x.flatten(2).mT)
+
+
+def share_dt_proj(mixers):
+    mixers[1].dt_proj = mixers[0].dt_proj
+
+
+def prune_dt_proj(mixers):
+    prune.random_unstructured(mixers[0].dt_proj, 'bias', amount=1)
+
+
+def wrap_dt_proj(mixers):
+    """As LoRA does."""
+    mixers[0].dt_proj = nn.Sequential(mixers[0].dt_proj, nn.Identity())
+
+
+@pytest.mark.parametrize(
+    'change, scales',
+    [
+        (lambda mixers: None, [1, 1]),
+        (share_dt_proj, [2, 2]),
+        (prune_dt_proj, [2, 1]),
+        (wrap_dt_proj, [2, 1]),
+    ],
+)
+def test_the_bias_of_delta_is_folded_where_that_is_exact(change, scales):
+    model = randomize_norms(Mixers(change)).double().eval()
+    images = torch.randn(2, 4, 3, 5, dtype=torch.float64)
+    with torch.no_grad():
+        expected = outputs(model, images)
+        assert error(outputs(fold_norms(model), images), expected) < 1e-12
+    assert [mixer.dt_bias_scale for mixer in model] == scales
+
+
 def conv_module(**kwargs):
     kwargs = dict(norm_cfg=dict(type='BN'), padding=1, **kwargs)
     return ConvModule(4, 4, 3, **kwargs)
@@ -237,6 +289,7 @@ def conv_module(**kwargs):
         (lambda: conv_module(efficient_conv_bn_eval=True), 0),
         (Shared, 2),
         (TiedWeights, 1),
+        (PrunedBias, 1),
         (
             lambda: nn.Sequential(
                 nn.Conv2d(4, 4, 1),

@@ -112,6 +112,14 @@ def segmenters_file(tmp_path, io):
     return path
 
 
+@pytest.mark.parametrize('shape', [(1, 40, 8, 32), (1, 256, 40)])
+def test_released_position_embeddings_are_square(shape):
+    weights = backbone().state_dict(prefix='backbone.')
+    weights['backbone.pos_embed'] = torch.randn(shape)
+    with pytest.raises(CheckpointError, match='PlainMamba: backbone.pos_emb'):
+        to_released(weights)
+
+
 def test_the_values_come_back(tmp_path, io):
     for path in (RELEASE, segmenters_file(tmp_path, io)):
         weights = read_checkpoint(path)['state_dict']

@@ -103,13 +103,16 @@ class _Folder:
             for used in (module, *module.parameters(recurse=False))
         )
 
-    def _is_conv(self, module: nn.Module) -> bool:
+    def _is_plain(self, module: nn.Module, *types: type[nn.Module]) -> bool:
         # Subclasses and weights that are computed may mean something else.
         return (
-            type(module) in (nn.Conv2d, Conv2d, PointwiseConv2d)
-            and 'weight' in module._parameters
+            type(module) in types
+            and {'weight', 'bias'} <= module._parameters.keys()
             and self._is_used_once(module)
         )
+
+    def _is_conv(self, module: nn.Module) -> bool:
+        return self._is_plain(module, nn.Conv2d, Conv2d, PointwiseConv2d)
 
     def _is_norm(self, module: nn.Module) -> bool:
         return (
@@ -129,7 +132,9 @@ class _Folder:
 
     def fold(self, module: nn.Module) -> None:
         """Fold the norms, scales and biases that ``module`` applies."""
-        if isinstance(module, SharedScanMixer):
+        if isinstance(module, SharedScanMixer) and self._is_plain(
+            module.dt_proj, nn.Linear
+        ):
             module.dt_proj.bias.mul_(module.dt_bias_scale)
             module.dt_bias_scale = 1.0
         if isinstance(module, nn.Sequential):

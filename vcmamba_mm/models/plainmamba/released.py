@@ -103,7 +103,10 @@ def _to_ours(key: str, value: Tensor) -> Weight:
 
 def _to_released(key: str, value: Tensor) -> Weight:
     key = _TABLES.to_released(key)
-    if key == 'pos_embed':
+    if key == 'pos_embed':  # (1, C, height, width) -> (1, L, C)
+        # Released ones are square: nothing else tells height from width.
+        if value.dim() != 4 or value.shape[2] != value.shape[3]:
+            raise ValueError(f'shape {tuple(value.shape)}')
         value = value.flatten(2).mT
     return key, value
 
