@@ -56,7 +56,7 @@ def detectors_file(io, tmp_path_factory):
     return path
 
 
-def recorded_adapter(checkpoint=None, **kwargs):
+def recorded_adapter(checkpoint=None, adapt_in_channels=False, **kwargs):
     model = PlainMambaAdapter(
         ARCH,
         interactions=(1, 3),
@@ -64,7 +64,11 @@ def recorded_adapter(checkpoint=None, **kwargs):
         img_size=96,
         out_indices=ALL,
         init_cfg=checkpoint
-        and dict(type='Pretrained', checkpoint=str(checkpoint)),
+        and dict(
+            type='Pretrained',
+            checkpoint=str(checkpoint),
+            adapt_in_channels=adapt_in_channels,
+        ),
         **kwargs,
     )
     model.init_weights()
@@ -113,6 +117,26 @@ def test_every_recorded_tensor(detectors_file, io, dtype, tolerance, names):
         torch.testing.assert_close(
             seen[name], io[name], rtol=0, atol=tolerance, check_dtype=False
         )
+
+
+def test_other_channels(detectors_file):
+    """Both convolutions that read the images are adapted, or named."""
+    names = ('stem.convs.0.weight', 'adapter.prior.stem.0.weight')
+    three = recorded_adapter(detectors_file)
+    with pytest.raises(CheckpointError) as error:
+        recorded_adapter(detectors_file, in_channels=1)
+    for words in (*names, 'adapt_in_channels=True'):
+        assert words in str(error.value)
+    one = recorded_adapter(
+        detectors_file, in_channels=1, adapt_in_channels=True
+    )
+    for name in names:
+        torch.testing.assert_close(
+            one.get_parameter(name),
+            three.get_parameter(name).sum(1, keepdim=True),
+        )
+    # The adapter is new where a classifier's weights are loaded.
+    assert recorded_adapter(RELEASE, in_channels=1, adapt_in_channels=True)
 
 
 @pytest.mark.parametrize(

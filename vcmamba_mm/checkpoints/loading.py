@@ -144,12 +144,24 @@ def _fixed_shape(key: str, state_dict: StateDict) -> torch.Size:
     return shape[:2] if key.endswith('pos_embed') else shape
 
 
-def _first_conv(module: nn.Module) -> str | None:
-    """Name of the weight that the channels of the input meet."""
-    for name, its in module.named_modules():
-        if isinstance(its, nn.Conv2d):
-            return f'{name}.weight'
-    return None
+def _image_convs(module: nn.Module) -> list[str]:
+    """Names of the weights that the channels of the images meet.
+
+    The first convolution of each part that a backbone gives the images to,
+    ``image_readers``; of other networks the very first one.
+    """
+    prefix = 'backbone.' if hasattr(module, 'backbone') else ''
+    backbone = getattr(module, 'backbone', module)
+    convs = [
+        f'{name}.weight'
+        for name, its in module.named_modules()
+        if isinstance(its, nn.Conv2d)
+    ]
+    firsts = (
+        next((conv for conv in convs if conv.startswith(prefix + part)), None)
+        for part in getattr(backbone, 'image_readers', ('',))
+    )
+    return [conv for conv in firsts if conv]
 
 
 def _fits_adapted(weight: Tensor, wanted: Tensor) -> bool:
@@ -253,11 +265,13 @@ def check_fit(
     other_arch = _other_arch(module, state_dict)
     if other_arch:
         problems.insert(0, f'It holds weights of {other_arch}')
-    first = _first_conv(module)
-    if first in reshaped and _fits_adapted(state_dict[first], own[first]):
+    if any(
+        conv in reshaped and _fits_adapted(state_dict[conv], own[conv])
+        for conv in _image_convs(module)
+    ):
         problems.append(
-            'adapt_in_channels=True in init_cfg of the backbone adapts its '
-            'first convolution to another number of channels'
+            'adapt_in_channels=True in init_cfg of the backbone adapts the '
+            'convolutions that read the images to another number of channels'
         )
     fitting = [
         part
@@ -297,9 +311,9 @@ def init_from_pretrained(module: BaseModule, part: str) -> bool:
     """Load ``init_cfg=dict(type='Pretrained', checkpoint=...)``, all or none.
 
     Further keys of ``init_cfg``: ``weights``, as in ``take_weights``;
-    ``prefix``; and ``adapt_in_channels``. If that is true, the first
-    convolution of a checkpoint with another number of input channels is
-    adapted. To one: it gets the sum over them, so a grey image gives what
+    ``prefix``; and ``adapt_in_channels``. If that is true, the convolutions
+    that read the images are adapted where the checkpoint has another number
+    of channels. To one: it gets the sum over them, so a grey image gives what
     the same grey in all of them gave. To n: channel i gets the weights of
     channel i modulo c of the checkpoint's c (of three: red, green, blue, red,
     ...), times c / n.
@@ -351,11 +365,10 @@ def init_from_pretrained(module: BaseModule, part: str) -> bool:
             for k, v in state_dict.items()
             if k.startswith(prefix)
         }
-    first = _first_conv(module)
-    if cfg.get('adapt_in_channels') and first in state_dict:
-        wanted = module.get_parameter(first)
-        if _fits_adapted(state_dict[first], wanted):
-            state_dict[first] = _adapt_in_channels(state_dict[first], wanted)
+    for conv in _image_convs(module) if cfg.get('adapt_in_channels') else ():
+        weight, wanted = state_dict.get(conv), module.get_parameter(conv)
+        if weight is not None and _fits_adapted(weight, wanted):
+            state_dict[conv] = _adapt_in_channels(weight, wanted)
     own, new, news = module.state_dict(), {}, []
     for name, what in _NEW_PARTS.items():
         its = {k: v for k, v in own.items() if k.startswith(name)}

@@ -132,6 +132,7 @@ class BaseBackbone(BaseModule):
 
     arch_settings: dict[str, dict]
     stage_name = 'stage'  # in messages, tables and figures
+    image_readers = ('stem',)  # parts whose first convolution reads images
     smallest = 1  # height and width of an input, in pixels
     total_stride: int  # pixels from token to token, of the coarsest map
     mac_rule: MacRule | None = None  # None: the authors say none

@@ -228,6 +228,8 @@ class PlainMambaAdapter(PlainMamba):
         for name, num_heads in (('l1', 6), ('l2', 6), ('l3', 8))
     }
 
+    image_readers = ('stem', 'adapter.prior')
+
     def __init__(
         self,
         arch: str | dict = 'l1',
