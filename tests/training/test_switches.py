@@ -387,6 +387,24 @@ def test_precision_on_a_cpu(asked, wrapper, expected):
     assert dtype == getattr(torch, expected or 'float32')
 
 
+def test_float16_scales_the_loss_of_a_config_with_bfloat16():
+    for given, scale in (
+        (dict(enabled=False), 'dynamic'),
+        (dict(init_scale=8.0), dict(init_scale=8.0)),
+        (512.0, 512.0),
+    ):
+        wrapper = dict(
+            type='AmpOptimWrapper', dtype='bfloat16', loss_scale=given
+        )
+        cfg = Config(dict(optim_wrapper=wrapper))
+        set_precision(cfg, 'bfloat16')
+        assert cfg.optim_wrapper == wrapper
+        set_precision(cfg, 'float16')
+        assert cfg.optim_wrapper == dict(
+            wrapper, dtype='float16', loss_scale=scale
+        )
+
+
 @pytest.mark.parametrize(
     'scope, old, new',
     [

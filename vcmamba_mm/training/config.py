@@ -144,7 +144,8 @@ _AMP = r'(mm[\w.]+\.)?AmpOptimWrapper'
 def set_precision(cfg: Config, dtype: str) -> None:
     """Let training compute in 'float16', 'bfloat16', or 'float32'.
 
-    The first two by automatic mixed precision.
+    The first two by automatic mixed precision. float16 always scales the loss:
+    where the config switches that off, as bfloat16 has it, it is dynamic.
     """
     wrapper = cfg.optim_wrapper
     if dtype == 'float32':
@@ -156,7 +157,10 @@ def set_precision(cfg: Config, dtype: str) -> None:
         wrapper.dtype = dtype
         # bfloat16 has the range of float32: nothing to scale.
         scale = dict(enabled=False) if dtype == 'bfloat16' else 'dynamic'
-        wrapper.setdefault('loss_scale', scale)
+        asked = wrapper.setdefault('loss_scale', scale)
+        is_off = isinstance(asked, dict) and not asked.get('enabled', True)
+        if dtype == 'float16' and is_off:
+            wrapper.loss_scale = scale
 
 
 def adapt_to_cpu(cfg: Config) -> None:
