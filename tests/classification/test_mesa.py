@@ -1,5 +1,6 @@
 """MESA against what the release of MambaVision was recorded to do."""
 
+import copy
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,7 @@ from conftest import CONFIGS, ROOT
 from mmengine.config import Config
 from mmengine.hooks import EMAHook
 from mmengine.registry import init_default_scope
+from mmengine.runner import IterBasedTrainLoop
 
 from vcmamba_mm.checkpoints import extract_state_dict, read_checkpoint
 
@@ -17,6 +19,7 @@ pytest.importorskip('mmpretrain')
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 
+from vcmamba_mm.classification.distillation import Teacher
 from vcmamba_mm.classification.mesa import MESAHook, mesa_divergence
 
 GOLDEN = ROOT / 'tests/fixtures/golden/mambavision'
@@ -65,7 +68,9 @@ def test_divergence_and_gradient(io):
 
 
 def runner_of(model, *hooks):
-    runner = SimpleNamespace(model=model, hooks=list(hooks), epoch=0)
+    runner = SimpleNamespace(
+        model=model, hooks=list(hooks), epoch=0, train_loop=None
+    )
     for hook in hooks:
         if isinstance(hook, EMAHook):
             hook.before_run(runner)
@@ -109,6 +114,35 @@ def test_losses_of_a_step(io):
     assert model.average.model is average
 
 
+def test_the_losses_are_the_heads_own():
+    """Of a head with two classifiers two, with and without the average."""
+    cfg = Config.fromfile(CONFIGS / 'tiny_mambavision.py').model.head
+    model = build(
+        head=dict(
+            type='VCMambaClsHead',
+            num_classes=cfg.num_classes,
+            in_channels=cfg.in_channels,
+            distillation=True,
+        )
+    ).eval()
+    images = torch.randn(2, 3, 64, 64)
+    samples = [
+        DataSample().set_gt_score(torch.rand(cfg.num_classes)) for _ in images
+    ]
+    feats = model.extract_feat(images)
+    expected = model.head.loss(feats, samples)
+    assert expected.keys() == {'loss_cls', 'loss_dist'}
+    assert model.loss(images, samples) == expected
+    average = copy.deepcopy(model)
+    torch.nn.init.normal_(average.head.fc_dist.bias)
+    model.average = Teacher(average)
+    losses = model.loss(images, samples)
+    assert losses.pop('loss_mesa') == 25 * mesa_divergence(
+        model.head(feats), average.head(feats), 3.0
+    )
+    assert losses == expected
+
+
 def test_errors():
     model = build()
     with pytest.raises(ValueError, match='add an EMAHook'):
@@ -118,6 +152,11 @@ def test_errors():
     runner.model = model.backbone
     with pytest.raises(ValueError, match='the model is a MambaVision'):
         MESAHook().before_train(runner)
+    runner.model = model
+    runner.train_loop = IterBasedTrainLoop.__new__(IterBasedTrainLoop)
+    MESAHook().before_train(runner)
+    with pytest.raises(ValueError, match=r'begin=1\) counts epochs'):
+        MESAHook(begin=1).before_train(runner)
     with pytest.raises(ValueError, match='tau above 0'):
         build(tau=0)
     with pytest.raises(ValueError, match='mesa_weight must be at least 0'):

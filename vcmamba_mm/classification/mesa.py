@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from mmengine.hooks import EMAHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner
+from mmengine.runner import IterBasedTrainLoop, Runner
 from mmpretrain.models.classifiers import ImageClassifier
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
@@ -67,17 +67,17 @@ class MESAImageClassifier(ImageClassifier):
         """Losses of a batch (batch, 3, height, width).
 
         Returns:
-            dict: ``loss``, the head's; with the average ``loss_cls`` in its
-            place and ``loss_mesa``, with its weight.
+            dict: The head's; with the average also ``loss_mesa``, with its
+            weight, and what the head calls ``loss`` is ``loss_cls`` then.
         """
-        logits = self.head(self.extract_feat(inputs))
-        losses = self.head._get_loss(logits, data_samples)
+        feats = self.extract_feat(inputs)
+        losses = self.head.loss(feats, data_samples)
         if self.average is not None:
             divergence = mesa_divergence(
-                logits, self.average.logits(inputs), self.tau
+                self.head(feats), self.average.logits(inputs), self.tau
             )
-            # 'loss' is what MMEngine logs the sum as
-            losses['loss_cls'] = losses.pop('loss')
+            if 'loss' in losses:  # what MMEngine logs the sum as
+                losses['loss_cls'] = losses.pop('loss')
             losses['loss_mesa'] = self.mesa_weight * divergence
         return losses
 
@@ -90,8 +90,9 @@ class MESAHook(Hook):
         begin: The first epoch with the average, from 0.
 
     Raises:
-        ValueError: When training begins, if there is no ``EMAHook``, or the
-            model is another one.
+        ValueError: When training begins, if there is no ``EMAHook``, the
+            model is another one, or epochs are not counted and ``begin`` is
+            not 0.
     """
 
     def __init__(self, begin: int = 0):
@@ -112,6 +113,11 @@ class MESAHook(Hook):
             raise ValueError(
                 'MESAHook is for a MESAImageClassifier, the model is a '
                 f'{type(self.model).__name__}'
+            )
+        if self.begin and isinstance(runner.train_loop, IterBasedTrainLoop):
+            raise ValueError(
+                f'MESAHook(begin={self.begin}) counts epochs, which '
+                'iteration-based runs do not: set begin=0'
             )
 
     def before_train_epoch(self, runner: Runner) -> None:
