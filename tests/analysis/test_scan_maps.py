@@ -203,6 +203,13 @@ def test_recorded_scan_is_the_mixers(name):
         record_scan(model, inputs, 2)
 
 
+def test_a_mixer_that_does_not_run():
+    arch = dict(embed_dims=(4, 6), depths=(1, 1), expand=1)
+    model = VMamba(arch, out_indices=0).eval()
+    with pytest.raises(ValueError, match=r'^stages\.1\..* out_indices'):
+        record_scan(model, torch.randn(1, 3, 32, 32))
+
+
 def test_tool_of_a_vmamba(run_here, picture_file, tmp_path, monkeypatch):
     titles, set_title = [], Axes.set_title
     monkeypatch.setattr(

@@ -48,7 +48,8 @@ def attention_map(
             end.
 
     Raises:
-        ValueError: If there is no such layer or pixel.
+        ValueError: If there is no such layer or pixel, or the layer does not
+            run.
     """
     size = inputs.shape[2:]
     if not all(0 <= place < n for place, n in zip(pixel, size)):

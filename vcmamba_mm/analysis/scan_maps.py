@@ -53,7 +53,7 @@ def record_scan(model: nn.Module, inputs: Tensor, layer: int = -1) -> Scan:
         layer: Which of the model's mixers; negative ones count from the end.
 
     Raises:
-        ValueError: If the model has no such mixer.
+        ValueError: If the model has no such mixer, or it does not run.
     """
     mixer = pick(mixers(model), layer, 'mixers')
     x, windows = record(model, inputs, mixer)

@@ -94,6 +94,9 @@ def record(
     Returns:
         tuple: The input of the layer, and the windows that its tokens are of;
         None where the backbone makes no windows.
+
+    Raises:
+        ValueError: If the layer does not run.
     """
     around = [
         blocks
@@ -110,6 +113,13 @@ def record(
     finally:
         for handle in handles:
             handle.remove()
+    if not given:
+        names = {module: name for name, module in model.named_modules()}
+        raise ValueError(
+            f'{names[layer]} does not run: it comes after the last of the '
+            "backbone's out_indices. Choose another layer, or out_indices "
+            'with its stage'
+        )
     windows = None
     if around:
         windows = Windows.of(*given[0].shape[2:], around[0].window_size)
