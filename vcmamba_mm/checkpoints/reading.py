@@ -205,15 +205,12 @@ def _is_safetensors(path: str) -> bool:
         return file.read(1) == b'{' and length < os.path.getsize(path)
 
 
-def read_checkpoint(
-    path: str | os.PathLike, map_location: str | torch.device = 'cpu'
-) -> dict:
-    """Read a checkpoint without running any code it may hold.
+def read_checkpoint(path: str | os.PathLike) -> dict:
+    """Read a checkpoint without running any code it may hold, to the CPU.
 
     Args:
         path: A file that ``torch.save`` wrote, or in the safetensors format,
             or a URL of one, of any kind that MMEngine reads.
-        map_location: As in ``torch.load``.
 
     Returns:
         dict: What was saved.
@@ -228,14 +225,14 @@ def read_checkpoint(
             raise FileNotFoundError(f'checkpoint {path} does not exist')
         if _is_safetensors(local):
             try:
-                return load_file(local, device=str(map_location))
+                return load_file(local)
             except SafetensorError as error:
                 raise CheckpointError(_damaged(path)) from error
         if not _is_sound(local):
             raise CheckpointError(_damaged(path))
         try:
             checkpoint = _without_stand_ins(
-                torch.load(local, map_location=map_location, weights_only=True)
+                torch.load(local, map_location='cpu', weights_only=True)
             )
         except pickle.UnpicklingError as error:
             refused = re.search(
