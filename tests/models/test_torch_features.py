@@ -317,6 +317,23 @@ def test_functional_gradients_of_the_reference(build):
         torch.testing.assert_close(result, gradient)
 
 
+@families
+def test_gradients_of_each_image_in_float32(build):
+    """Without what float32 has of its own on a CPU."""
+    model, x = build().eval(), torch.randn(2, 3, 64, 64)
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+
+    def loss(parameters, image):
+        maps = torch.func.functional_call(model, parameters, (image[None],))
+        return maps[0].square().mean()
+
+    results = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, x)
+    for i, image in enumerate(x):
+        expected = gradients(model, image[None])
+        for result, gradient in zip(results.values(), expected):
+            torch.testing.assert_close(result[i], gradient)
+
+
 @pytest.mark.parametrize(
     'device', ['cpu', pytest.param('cuda', marks=pytest.mark.gpu)]
 )

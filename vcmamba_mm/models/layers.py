@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from ..ops.backends import BACKENDS
+from ..ops.path_scan import transforms_are_active
 
 torch.fx.wrap('drop_path')  # it looks at the number of dimensions
 
@@ -23,7 +24,7 @@ def is_float32_on_cpu(x: Tensor) -> bool:
     """Whether kernels for float32 on a CPU can be chosen for ``x``.
 
     Not in what is traced: that gets the plain layers, which fit every input
-    and device.
+    and device. Nor where torch.func transforms: these fit its tensors, too.
     """
     return (
         not torch.compiler.is_compiling()
@@ -32,6 +33,7 @@ def is_float32_on_cpu(x: Tensor) -> bool:
         and x.device.type == 'cpu'
         and x.dtype == torch.float32
         and not torch.is_autocast_enabled('cpu')
+        and not transforms_are_active()
     )
 
 

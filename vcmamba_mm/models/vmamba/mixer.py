@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...ops import path_scan
-from ...ops.path_scan import transforms_are_active
 from ..layers import (
     ScanMixer,
     decay_rates,
@@ -24,11 +23,7 @@ PATHS = ('row', 'column', 'row_reverse', 'column_reverse')
 
 @torch.fx.wrap  # it looks at a dtype
 def _path_linear(x: Tensor, weight: Tensor) -> Tensor:
-    if (
-        is_float32_on_cpu(x)
-        and not torch.is_grad_enabled()
-        and not transforms_are_active()
-    ):
+    if is_float32_on_cpu(x) and not torch.is_grad_enabled():
         # Straight to where the scan reads it: a copy takes several times as
         # long as the product.
         y = x.new_empty(*x.shape[:-1], weight.shape[1])
