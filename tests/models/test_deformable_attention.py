@@ -73,6 +73,54 @@ def test_mmcvs_operator_gets_what_it_asks_for():
     )
 
 
+class OnGPU(torch.Tensor):
+    """On the CPU, but says that it is not."""
+
+    is_cuda = True
+
+
+@pytest.mark.parametrize(
+    'why',
+    [None, 'CPU', 'compiling', 'tracing', 'deterministic', 'empty batch'],
+)
+def test_where_mmcvs_operator_is_called(why, monkeypatch):
+    module, called = deformable_attention, []
+    monkeypatch.setattr(module, '_find_operator', lambda: 'operator')
+    monkeypatch.setattr(
+        module,
+        '_sample_by',
+        lambda operator, *args: (
+            called.append(operator) or module.sample(*args)
+        ),
+    )
+    if why == 'compiling':
+        monkeypatch.setattr(torch.compiler, 'is_compiling', lambda: True)
+    value = torch.randn(0 if why == 'empty batch' else 2, 8, 2, 3)
+
+    def attend(value):
+        if why != 'CPU':
+            value = value.as_subclass(OnGPU)
+        shape = (len(value), 8, 2, 1, 4)
+        out = module.deformable_attention(
+            value,
+            [(2, 4)],
+            [(2, 4)],
+            torch.zeros(*shape, 2),
+            torch.ones(shape),
+        )
+        return out.as_subclass(torch.Tensor)
+
+    torch.use_deterministic_algorithms(why == 'deterministic')
+    try:
+        if why == 'tracing':
+            torch.jit.trace(attend, value, check_trace=False)
+        else:
+            attend(value)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert called == (['operator'] if why is None else [])
+
+
 def test_where_a_query_looks():
     """At its own cell of a 2 x 4 map, and offsets are cells of the level."""
     offsets = torch.zeros(1, 8, 1, 2, 1, 2)
