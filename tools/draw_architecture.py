@@ -24,10 +24,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--model', choices=FIGURES, default='VCMamba')
     parser.add_argument(
-        '--out',
-        type=Path,
-        default=Path(__file__).parents[1] / 'docs/pictures/architecture.png',
-        help='PNG file to write',
+        '--out', type=Path, required=True, help='PNG file to write'
     )
     return parser.parse_args()
 
