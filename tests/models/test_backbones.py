@@ -30,6 +30,11 @@ def name(request):
     return request.param
 
 
+with_batch_norms = pytest.mark.parametrize(
+    'name', [name for name in BACKBONES if name != 'VMamba'], indirect=True
+)
+
+
 @pytest.fixture
 def family(name):
     return BACKBONES[name]
@@ -118,16 +123,15 @@ def test_frozen_stages(build, frozen):
         assert model.pos_embed.requires_grad == (frozen < stage)
 
 
+@with_batch_norms
 def test_norm_eval(build):
     model = build(norm_eval=True)
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
-    assert not any(m.training for m in norms)
+    assert norms and not any(m.training for m in norms)
     assert model.training and model.stages[0].training
 
 
-@pytest.mark.parametrize(
-    'name', [name for name in BACKBONES if name != 'VMamba'], indirect=True
-)
+@with_batch_norms
 def test_norms_that_do_not_learn(build):
     cfg = dict(type='BN', requires_grad=False)
     model = build(out_indices=ALL, norm_cfg=cfg)
