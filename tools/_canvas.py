@@ -1,6 +1,7 @@
 """What the figures of architectures are drawn with."""
 
 # ruff: noqa: RUF001  (multiplication signs and Greek letters are meant)
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
 from PIL import Image
 
+from vcmamba_mm.files import write_file
 from vcmamba_mm.ops.scan_paths import scan_paths
 
 # Pixels; y points down.
@@ -462,6 +464,8 @@ def write_png(figure: Figure, path: Path) -> None:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert('RGB')
+    content = io.BytesIO()
     image.quantize(256, dither=Image.Dither.NONE).save(
-        path, 'PNG', optimize=True
+        content, 'PNG', optimize=True
     )
+    write_file(content.getvalue(), path)

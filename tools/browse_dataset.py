@@ -6,6 +6,7 @@ the loss gets; label maps are painted over.
 """
 
 import argparse
+import io
 from itertools import islice
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from vcmamba_mm.data.pictures import viewable
+from vcmamba_mm.files import write_file
 from vcmamba_mm.training.command_line import (
     LOOP_ERRORS,
     Options,
@@ -183,8 +185,9 @@ def main() -> None:
         check_data(cfg, args.loop)
         name_unreadable(cfg, args.loop)
         canvas = draw(*load_batches(cfg, args))
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        canvas.save(args.out)
+        content = io.BytesIO()
+        canvas.save(content, 'PNG')
+        write_file(content.getvalue(), args.out)
     print(f'written: {args.out}')
 
 

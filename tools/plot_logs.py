@@ -5,11 +5,13 @@ resumed run did again is drawn once, as it was the last time.
 """
 
 import argparse
+import io
 import json
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from vcmamba_mm.files import write_file
 from vcmamba_mm.training.command_line import one_line_errors
 
 
@@ -148,8 +150,9 @@ def plot(
     handles, names = panels[0].get_legend_handles_labels()
     unique = dict(zip(names, handles))
     panels[0].legend(unique.values(), unique)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=120)
+    content = io.BytesIO()
+    figure.savefig(content, dpi=120, format=out.suffix[1:] or None)
+    write_file(content.getvalue(), out)
 
 
 def parse_args() -> argparse.Namespace:

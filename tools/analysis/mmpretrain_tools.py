@@ -19,6 +19,7 @@ import torch
 from matplotlib import rc_context
 from mmengine.fileio import load
 
+from vcmamba_mm.files import write_file
 from vcmamba_mm.inference import get_model
 from vcmamba_mm.model_zoo import load_config
 from vcmamba_mm.training.command_line import (
@@ -115,10 +116,10 @@ def main() -> None:
     ):
         config = load_config(args.config).filename
         weights = save_for_mmpretrain(args, Path(folder))
-        out = Path(args.out)
-        out.parent.mkdir(parents=True, exist_ok=True)
+        picture = Path(folder) / 'picture.png'
         command = tsne if args.command == 'tsne' else confusion_matrix
-        sentence = command(config, weights, out, rest)
+        sentence = command(config, weights, picture, rest)
+        write_file(picture.read_bytes(), args.out)
     print(sentence)
     print(f'written: {args.out}')
 

@@ -1,11 +1,13 @@
 """How the figures of the analysis look and are written."""
 
-import os
+import io
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import nn
+
+from ..files import write_file
 
 DPI = 150
 
@@ -31,11 +33,6 @@ def shown_stages(backbone: nn.Module) -> list[int]:
 
 def write_figure(figure: Figure, path: str | Path) -> None:
     """Write a PNG, all of it or nothing; its folder is made."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        figure.savefig(temporary, dpi=DPI, format='png', facecolor='white')
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    content = io.BytesIO()
+    figure.savefig(content, dpi=DPI, format='png', facecolor='white')
+    write_file(content.getvalue(), path)
