@@ -91,13 +91,12 @@ def check_mixer_cfg(mixer_cfg: dict | None, **elsewhere: str) -> dict:
 
 
 class BaseBackbone(BaseModule):
-    """Base of all backbones: all that is not layers and ``forward``.
+    """Base of all backbones: all that is not layers.
 
-    A subclass has ``arch_settings``, and ``forward``, which calls
-    ``check_input``, the stem, and ``run_stages``. Its constructor calls this
-    one, sets ``total_stride``, makes ``stem``, ``stages`` (of
-    ``layers.Stage``) and, where there is one, ``pos_embed`` with
-    ``pos_embed_place``, and ends with ``finish``.
+    A subclass has ``arch_settings``, and a ``forward`` of its own if it has a
+    position embedding. Its constructor calls this one, sets ``total_stride``,
+    makes ``stem``, ``stages`` (of ``layers.Stage``) and, where there is one,
+    ``pos_embed`` with ``pos_embed_place``, and ends with ``finish``.
 
     Every module is called by what holds it, and nothing reads a parameter
     past the module that has it: only so hooks, adapters such as LoRA,
@@ -337,6 +336,23 @@ class BaseBackbone(BaseModule):
             else:
                 maps[i] = norm(x).contiguous()
         return tuple(maps[i] for i in self.out_indices)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Compute the feature maps.
+
+        Args:
+            x: Images, shape (batch, in_channels, height, width), of
+                ``smallest`` height and width at least.
+
+        Returns:
+            tuple: A map (batch, C_i, ceil(height / s_i), ceil(width / s_i))
+            for each of ``out_indices``, s_i the stride there.
+
+        Raises:
+            InputSizeError: As ``check_input``.
+        """
+        x = self.stem(fast_format(self.check_input(x)))
+        return self.run_stages(x)
 
     def _freeze_stages(self) -> None:
         if self.frozen_stages < 0:

@@ -2,16 +2,13 @@
 
 from collections.abc import Sequence
 
-import torch
 from mmengine.registry import MODELS
-from torch import Tensor, nn
+from torch import nn
 
 from ..base import BaseBackbone, MacRule, check_mixer_cfg
-from ..layers import Blocks, Stage, drop_path_rates, fast_format
+from ..layers import Blocks, Stage, drop_path_rates
 from .blocks import ConvBlock, Stem, WindowBlock, WindowBlocks
 from .mixers import Attention, MambaVisionMixer
-
-torch.fx.wrap('fast_format')  # it looks at a dtype
 
 
 @MODELS.register_module()
@@ -140,21 +137,3 @@ class MambaVision(BaseBackbone):
                 )
             self.stages.append(Stage(downsample, blocks))
         self.finish()
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Compute the feature maps.
-
-        Args:
-            x: Images, shape (batch, in_channels, height, width), of any
-                size.
-
-        Returns:
-            tuple: A map (batch, C_i, ceil(height / s_i), ceil(width / s_i))
-            for each of ``out_indices``, s_i = 4, 8, 16, 32.
-
-        Raises:
-            InputSizeError: If the input is empty, or has another number of
-                channels.
-        """
-        x = self.stem(fast_format(self.check_input(x)))
-        return self.run_stages(x)

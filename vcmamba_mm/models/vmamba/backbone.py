@@ -1,6 +1,5 @@
 """The VMamba backbone."""
 
-import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
@@ -13,11 +12,8 @@ from ..layers import (
     LayerNorm2d,
     Stage,
     drop_path_rates,
-    fast_format,
 )
 from .mixer import SS2D
-
-torch.fx.wrap('fast_format')  # it looks at a dtype
 
 
 def _conv_norm(in_channels: int, out_channels: int) -> list[nn.Module]:
@@ -156,21 +152,3 @@ class VMamba(BaseBackbone):
             )
             self.stages.append(Stage(downsample, blocks))
         self.finish()
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Compute the feature maps.
-
-        Args:
-            x: Images, shape (batch, in_channels, height, width), of any
-                size.
-
-        Returns:
-            tuple: A map (batch, C_i, ceil(height / s_i), ceil(width / s_i))
-            for each of ``out_indices``, s_i = 4, 8, 16, 32.
-
-        Raises:
-            InputSizeError: If the input is empty, or has another number of
-                channels.
-        """
-        x = self.stem(fast_format(self.check_input(x)))
-        return self.run_stages(x)
