@@ -1,5 +1,6 @@
 """tools/draw_architecture.py, by running it."""
 
+import errno
 import itertools
 import runpy
 import sys
@@ -7,6 +8,8 @@ import sys
 import pytest
 from conftest import ROOT
 from PIL import Image
+
+from vcmamba_mm import files
 
 pytest.importorskip('matplotlib')
 TOOL = str(ROOT / 'tools/draw_architecture.py')
@@ -71,6 +74,21 @@ def test_no_text_on_another(monkeypatch, model):
                 assert frame.y0 < box.y0 and box.y1 < frame.y1, text
                 framed += 1
     assert framed > 15
+
+
+def test_a_full_disk_leaves_the_figure_that_was_there(
+    draw, tmp_path, monkeypatch
+):
+    def full(*args):
+        raise OSError(errno.ENOSPC, 'No space left')
+
+    out = tmp_path / 'architecture.png'
+    out.write_bytes(b'before')
+    monkeypatch.setattr(files.os, 'fsync', full)
+    with pytest.raises(SystemExit):
+        draw(out)
+    assert out.read_bytes() == b'before'
+    assert [*tmp_path.iterdir()] == [out]
 
 
 def test_wrong_folder(draw, tmp_path, capsys):
