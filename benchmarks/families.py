@@ -121,6 +121,11 @@ def load_task(data: str, args: argparse.Namespace) -> small.Classification:
     return small.Classification(pictures, args.size, flips=False)
 
 
+def number(task: small.Classification) -> list[int]:
+    """Of images to learn from, and to test."""
+    return [len(task.x), len(task.test[0])]
+
+
 def read_runs(path: Path) -> list[dict]:
     return json.loads(path.read_text())['runs'] if path.exists() else []
 
@@ -136,7 +141,7 @@ def train(key: dict, task: small.Classification) -> dict:
         key,
         params=params,
         macs=macs,
-        pictures=[len(task.x), len(task.test[0])],
+        pictures=number(task),
         score_name=task.score_name,
         scores=log['scores'],
         loss=log['loss'],
@@ -206,6 +211,15 @@ def main(argv: list[str] | None = None) -> None:
         if key['data'] in args.data and given[key['data']] and not find(key)
     ]
     task = cache(partial(load_task, args=args))
+    for data in args.data:
+        if given[data] and any(
+            run['data'] == data and run['pictures'] != number(task(data))
+            for run in filter(None, map(find, keys))
+        ):
+            parser.error(
+                f'{path} has runs of {data} with other numbers of images: '
+                'name another --out'
+            )
     for key in missing[: args.runs]:
         with one_line_errors(ValueError, OSError, tarfile.TarError):
             run = train(key, task(key['data']))

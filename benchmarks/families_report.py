@@ -86,7 +86,7 @@ def section(data: str, runs: list[dict]) -> list[str]:
     return ['', f'## {data}', '', *results_table(runs), '', text]
 
 
-def lines(runs: list[dict], models: dict[str, dict]) -> list[str]:
+def lines(runs: list[dict], models: dict[str, str]) -> list[str]:
     """The report.
 
     Args:

@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.flop_counter import FlopCounterMode
 
 from vcmamba_mm import __version__
+from vcmamba_mm.analysis.complexity import flop_counter
 from vcmamba_mm.models import NormGlobalAveragePooling
 
 RECIPE = dict(
@@ -30,7 +30,7 @@ RECIPE = dict(
     lr=2e-3,
     betas=(0.9, 0.999),
     weight_decay=0.05,
-    no_weight_decay='biases, one-dimensional parameters',
+    no_weight_decay='one-dimensional parameters',
     schedule='one epoch linear warm-up, cosine to 0',
     label_smoothing=0.1,
     augmentation='reflection padding 4, random crop, horizontal flip',
@@ -193,7 +193,7 @@ def complexity(
     """Parameters that the output depends on, and MACs of one picture."""
     height, width = (size, size) if isinstance(size, int) else size
     model.eval()
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         output = model(torch.zeros(1, 3, height, width))
     output.sum().backward()
     params = sum(p.numel() for p in model.parameters() if p.grad is not None)

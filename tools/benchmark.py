@@ -109,7 +109,7 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     with one_line_errors(*SETUP_ERRORS):
-        model, _ = build_model(args.config)
+        model = build_model(args.config)
         shapes = [(size, size) for size in args.size]
     with one_line_errors(*LOOP_ERRORS):
         timings = time_against_size(

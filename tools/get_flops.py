@@ -6,6 +6,7 @@ The last line counts as the authors of the backbone did, where they say how.
 import argparse
 
 from vcmamba_mm.analysis.complexity import build_model, model_complexity
+from vcmamba_mm.model_zoo import image_size, load_config
 from vcmamba_mm.training.command_line import one_line_errors
 from vcmamba_mm.training.errors import SETUP_ERRORS
 
@@ -23,8 +24,7 @@ def parse_args() -> argparse.Namespace:
         action='append',
         metavar='SIZE',
         help='height and width in pixels, or one number for both; may be '
-        'given several times; by default the size the position embedding is '
-        'made for, or 224',
+        'given several times; by default the size that the config is made for',
     )
     args = parser.parse_args()
     if any(len(shape) > 2 for shape in args.shape or []):
@@ -35,10 +35,9 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     with one_line_errors(*SETUP_ERRORS):
-        model, img_size = build_model(args.config)
-        shapes = args.shape or [
-            [img_size] if isinstance(img_size, int) else img_size
-        ]
+        cfg = load_config(args.config)
+        model = build_model(cfg)
+        shapes = args.shape or [image_size(cfg)]
         shapes = [(shape[0], shape[-1]) for shape in shapes]
         counts = [model_complexity(model, shape) for shape in shapes]
     titles = [f'{height} x {width}' for height, width in shapes]

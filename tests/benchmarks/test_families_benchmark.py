@@ -116,6 +116,17 @@ def test_the_same_batches_alone_and_beside_others(digits):
     assert other['a']['loss'] != alone['a']['loss']
 
 
+def test_runs_of_other_data_are_not_taken(digits, camvid, tmp_path, capsys):
+    compare(digits, camvid, tmp_path / 'out', '--runs', 1)
+    write_dataset(
+        tmp_path / 'more', counts=dict(classification=dict(train=90, val=40))
+    )
+    with pytest.raises(SystemExit):
+        compare(tmp_path / 'more', camvid, tmp_path / 'out')
+    error = capsys.readouterr().err
+    assert 'Digits on photographs with other numbers of images' in error
+
+
 def test_two_at_once_lose_nothing(digits, camvid, tmp_path, monkeypatch):
     """Another process writes its run while this one trains."""
     theirs = dict(data='CamVid', model='theirs')

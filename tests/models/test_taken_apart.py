@@ -240,16 +240,19 @@ def test_feature_extractor_of_torchvision(build):
     torch.testing.assert_close(extractor(x)[block], expected)
 
 
-def test_counted_by_mmengine(build):
+def test_counted_by_mmengine(name, build):
     """What mmpretrain's and mmseg's get_flops.py ask."""
     model = build().eval()
     counter = FlopAnalyzer(model, (images(1),)).unsupported_ops_warnings(False)
     by_operator = counter.by_operator()
-    ours = sum(
-        by_operator[name] for name in ('conv', 'linear', 'matmul', 'scan')
-    )  # not norms
+    products = ('conv', 'linear', 'matmul', 'scan')
+    attention = 'scaled_dot_product_attention'
+    ours = sum(by_operator[name] for name in (*products, attention))
     assert by_operator['scan'] > 0
+    assert (attention in by_operator) == (name == 'MambaVision')
     assert ours == count_macs(Tensors(model), (3, 64, 96))
+    # Where attention is written out as two products.
+    assert ours == count_macs(Tensors(model.to('meta')), (3, 64, 96))
 
 
 class Tensors(nn.Module):

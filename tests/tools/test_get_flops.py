@@ -31,6 +31,13 @@ def test_get_flops(run, run_here):
     assert larger == pytest.approx(4 * macs, rel=1e-3)
 
 
+def test_by_default_at_the_size_of_the_config(run_here):
+    """A backbone without a position embedding says no size."""
+    pytest.importorskip('mmseg')
+    out = run_here('get_flops.py', 'vmamba_t_upernet_8xb2_160k_ade20k_512x512')
+    assert out.split('\n')[0].split() == ['parameters', '512', 'x', '512']
+
+
 def test_as_the_authors_count(run_here):
     config = CONFIGS / 'tiny_vmamba_upernet.py'
     out = run_here('get_flops.py', config, '--shape', 512)

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ..model_zoo import load_config
 from ..models.base import MacRule
@@ -28,11 +28,27 @@ def _traced_scan_macs(inputs: list, outputs: list) -> int:
     return scan_macs(batch, height * width, channels, num_states, len(paths))
 
 
+def _traced_attention_macs(inputs: list, outputs: list) -> int:
+    """As ``_traced_scan_macs``, of attention's two products."""
+    return sdpa_flop_count(*(its.type().sizes() for its in inputs[:3])) // 2
+
+
 # So that MMEngine's counter, which mmpretrain's and mmseg's get_flops.py use,
-# does not leave it out. It has no other place for that.
-complexity_analysis._DEFAULT_SUPPORTED_FLOP_OPS['vcmamba_mm::scan'] = (
-    _traced_scan_macs
+# does not leave them out. It has no other place for that.
+complexity_analysis._DEFAULT_SUPPORTED_FLOP_OPS.update(
+    {
+        'vcmamba_mm::scan': _traced_scan_macs,
+        'aten::scaled_dot_product_attention': _traced_attention_macs,
+    }
 )
+# What attention is on a CPU; PyTorch's counter does not know it.
+_CPU_FORMULAS = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
+        lambda query, key, value, *args, **kwargs: sdpa_flop_count(
+            query, key, value
+        )
+    ),
+}
 
 
 class Complexity(NamedTuple):
@@ -66,6 +82,11 @@ def _authors_formulas(rule: MacRule) -> dict[object, Callable]:
     return formulas
 
 
+def flop_counter() -> FlopCounterMode:
+    """PyTorch's counter, which counts attention on a CPU, too."""
+    return FlopCounterMode(display=False, custom_mapping=_CPU_FORMULAS)
+
+
 def count_macs(model: nn.Module, shape: tuple[int, int, int]) -> int:
     """Count one image's forward pass, where the model is.
 
@@ -74,28 +95,24 @@ def count_macs(model: nn.Module, shape: tuple[int, int, int]) -> int:
         shape: The image's channels, height, and width.
     """
     device = next(model.parameters()).device
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with flop_counter() as counter, torch.no_grad():
         model(torch.zeros(1, *shape, device=device), mode='tensor')
     # The counter counts two operations for each multiply-accumulate.
     return counter.get_total_flops() // 2
 
 
-def build_model(config: str | Path | Config) -> tuple[BaseModel, int]:
+def build_model(config: str | Path | Config) -> BaseModel:
     """Build the model of a config, in eval mode.
 
     Args:
         config: Name, path or config.
-
-    Returns:
-        tuple: The model and ``img_size`` of its backbone.
 
     Raises:
         FileNotFoundError: If there is no such config.
     """
     cfg = load_config(config)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
-    model = MODELS.build(cfg.model).eval()
-    return model, cfg.model.backbone.get('img_size', 224)
+    return MODELS.build(cfg.model).eval()
 
 
 def model_complexity(

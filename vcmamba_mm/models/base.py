@@ -326,7 +326,7 @@ class BaseBackbone(BaseModule):
         """
         maps = {}
         for i, stage in enumerate(self.stages[: max(self.out_indices) + 1]):
-            x = maps[i] = stage(fast_format(x), *args)
+            x = stage(fast_format(x), *args)
             if i not in self.out_indices:
                 continue
             norm = self.out_norm(i)
