@@ -192,7 +192,7 @@ def report_lines(result: dict) -> list[str]:
         '## What the figures mean',
         '',
         f'- The forward pass of a batch of {result["batch"]}, square '
-        f'pictures, {precision}; random weights and inputs, pooled features, '
+        f'images, {precision}; random weights and inputs, pooled features, '
         'no classifier.',
         '- Each contestant has two entries, which take turns with all others '
         'in random order: medians and quartiles of both together, '
