@@ -234,6 +234,13 @@ def test_sharded_run_resumes_and_saves_whole_weights(seen):
             'leave model.backbone.channels_last out',
         ),
         (
+            dict(
+                val_cfg={},
+                default_hooks=dict(checkpoint=dict(save_best='top1_ema')),
+            ),
+            'save_best: top1_ema is measured where a hook',
+        ),
+        (
             dict(compile=True, model=dict(backbone=dict(with_cp=True))),
             'compile and model.backbone.with_cp exclude each other',
         ),

@@ -237,6 +237,19 @@ def check_switches(cfg: Config) -> None:
             'compile and model.backbone.with_cp exclude each other: '
             'torch.compile cannot look into checkpoints, leave one out'
         )
+    hooks = [type_name(hook) for hook in cfg.get('custom_hooks') or []]
+    saving = cfg.get('default_hooks', {}).get('checkpoint') or {}
+    best = saving.get('save_best')
+    if (
+        cfg.get('val_cfg') is not None
+        and str(best).endswith('_ema')
+        and not any('EMA' in hook for hook in hooks)
+    ):
+        raise ValueError(
+            f'default_hooks.checkpoint.save_best: {best} is measured where a '
+            'hook of custom_hooks keeps an average, as RawAndEMAHook does: '
+            "add it, or choose 'auto'"
+        )
     if cfg.get('strategy') is None:
         return
     if cfg.launcher == 'none':
@@ -265,12 +278,11 @@ def check_switches(cfg: Config) -> None:
             'strategy: Lamb of mmpretrain cannot take sharded weights, choose '
             'another optimizer, with its own learning rate'
         )
-    for hook in cfg.get('custom_hooks') or []:
-        if type_name(hook).endswith('EMAHook'):
+    for hook in hooks:
+        if hook.endswith('EMAHook'):
             raise ValueError(
                 'strategy: sharded weights cannot be averaged, leave '
-                f'{type_name(hook)} out, e.g. with --cfg-options '
-                'custom_hooks=[]'
+                f'{hook} out, e.g. with --cfg-options custom_hooks=[]'
             )
 
 
