@@ -9,8 +9,8 @@ process, its stages, and the loader's throughput against its workers.
 
 import argparse
 import random
+import shutil
 import statistics
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable
@@ -81,8 +81,7 @@ def unpack(data: Path, target: Path) -> Path:
     if data.is_dir():
         target = data
     else:
-        with tarfile.open(data) as tar:
-            tar.extractall(target, filter='data')
+        shutil.unpack_archive(data, target)
     for folder in (target, *sorted(target.iterdir())):
         if (folder / 'train').is_dir():
             return folder

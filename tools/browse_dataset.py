@@ -43,7 +43,10 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('config', help='config file')
     parser.add_argument(
-        '--out', type=Path, default=Path('browse.png'), help='%(default)s'
+        '--out',
+        type=Path,
+        default=Path('browse.png'),
+        help='PNG file to write, by default %(default)s',
     )
     parser.add_argument(
         '--loop',
